@@ -1,0 +1,126 @@
+"""The command line: `sidray run | show | search | serve | embed | export`. Thin: it parses, calls sidray, prints.
+
+A user's mistake (UserError) is printed without a traceback and ends with exit code 2.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from sidray.cluster import prepare_environment
+from sidray.errors import UserError, root_user_error
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+VariantOption = Annotated[str, typer.Option(help="a variant of the run, such as dual-tower")]
+RunArgument = Annotated[str, typer.Argument(help="a run folder, as `sidray run` prints it")]
+
+
+@app.command()
+def run(
+    recipe: Annotated[str, typer.Argument(help="a shipped recipe's name or a YAML path")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="a.b=c ...")] = None,
+) -> None:
+    """Runs a recipe: computes what is not done yet, prints the result table and the run folder."""
+    from sidray.run import run_recipe
+
+    finished = run_recipe(recipe, overrides or [])
+    typer.echo(f"\n{finished.table}\nrun folder: {finished.folder}   ({finished.seconds:.0f} s)")
+    typer.echo(f"report:     {finished.folder}/report/report.md")
+    typer.echo(f'next:       sidray search {finished.folder} "query"   or   sidray serve {finished.folder}')
+
+
+@app.command()
+def show(run: RunArgument) -> None:
+    """Shows a run: its steps with times and sizes, and its table."""
+    from sidray.show import show as show_run
+
+    typer.echo(show_run(run))
+
+
+@app.command()
+def search(
+    run: RunArgument,
+    query: Annotated[str, typer.Argument(help="what to search for")] = "",
+    image: Annotated[str, typer.Option(help="a picture file as the query, alone or beside the text")] = "",
+    partition: Annotated[list[str] | None, typer.Option(help="search only here; may be repeated")] = None,
+    k: Annotated[int, typer.Option("-k", min=1, max=1000)] = 10,
+    variant: VariantOption = "",
+) -> None:
+    """Searches a finished run and prints the hits."""
+    from sidray.finished import RunFolder
+    from sidray.search import search as search_run
+
+    hits = search_run(RunFolder.open(run, variant), query, image or None, partition or [], k)
+    for place, hit in enumerate(hits, 1):
+        typer.echo(f"{place:3d}  {hit.score:+.4f}  {hit.item_id:20s}  {hit.partition:18s}  {hit.title}")
+    if not hits:
+        typer.echo("no item found")
+
+
+@app.command()
+def serve(
+    run: RunArgument,
+    host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
+    variant: VariantOption = "",
+) -> None:
+    """Serves a finished run: POST /v1/search. Ends with Ctrl-C."""
+    from sidray.serving.run import serve_run
+
+    serve_run(run, variant, host, port)
+
+
+@app.command()
+def embed(
+    run: RunArgument,
+    items: Annotated[str, typer.Option(help="URI of a contract item table")],
+    out: Annotated[str, typer.Option(help="URI of the folder to write")],
+    variant: VariantOption = "",
+) -> None:
+    """Embeds any contract item table through a finished run: item_id, vector, sids, model_key."""
+    from sidray.batch_embed import batch_embed
+    from sidray.cluster import ray_cluster
+    from sidray.finished import RunFolder
+
+    with ray_cluster():
+        summary = batch_embed(RunFolder.open(run, variant), items, out)
+    typer.echo(f"{summary['items']} items embedded into {summary['out']} in {summary['seconds']:.0f} s")
+
+
+@app.command()
+def export(
+    run: RunArgument,
+    folder: Annotated[str, typer.Argument(help="a new folder")],
+    variant: VariantOption = "",
+) -> None:
+    """Writes the towers of a run as plain Hugging Face folders."""
+    from sidray.export import export as export_run
+    from sidray.finished import RunFolder
+
+    typer.echo(f"{folder}: {', '.join(export_run(RunFolder.open(run, variant), folder))}")
+
+
+def main() -> None:
+    prepare_environment()
+    try:
+        app()
+    except UserError as error:
+        fail(error)
+    except Exception as error:
+        mistake = root_user_error(error)
+        if mistake is None:
+            raise
+        fail(mistake)
+
+
+def fail(error: UserError) -> None:
+    """Prints the mistake and ends with exit code 2."""
+    typer.echo(f"error: {error}", err=True)
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""Joining or starting Ray, and the check that a job can be placed before it waits for ever.
+
+with ray_cluster(): ...        # attaches to RAY_ADDRESS or a running job's cluster, else starts a local one
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from sidray.errors import UserError, root_user_error
+
+if TYPE_CHECKING:
+    from sidray.training.settings import TrainingSettings
+
+T = TypeVar("T")
+DATA_TASK_CPUS = 0.5
+PREFLIGHT_S = 20.0
+_ENVIRONMENT = {
+    "RAY_AUTH_MODE": "disabled",  # the default of a cluster that this process starts for itself on loopback
+    "DS_ACCELERATOR": "cpu",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",  # the bars of loading a file; long work has its own
+}
+
+
+def _has_gpu() -> bool:
+    return os.path.exists("/proc/driver/nvidia/version")
+
+
+def prepare_environment() -> None:
+    """Variables that must stand before Ray starts; what the operator set stays."""
+    for name, value in _ENVIRONMENT.items():
+        if name == "DS_ACCELERATOR" and _has_gpu():
+            continue
+        os.environ.setdefault(name, value)
+
+
+@contextmanager
+def ray_cluster() -> Iterator[None]:
+    """Ray for the block: an initialised one is used as it is, RAY_ADDRESS is joined, else a local one starts."""
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    prepare_environment()
+    quiet: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(**quiet)
+    else:
+        # One logical CPU above the cores: a 2-core laptop holds two workers and their data tasks.
+        ray.init(num_cpus=max(3, (os.cpu_count() or 1)), include_dashboard=False, **quiet)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def preflight(settings: TrainingSettings) -> None:
+    """Refuses workers that the cluster cannot place beside one data task each stage needs.
+
+    Waits up to PREFLIGHT_S for nodes that are still joining. Raises UserError with what is there and what is wanted."""
+    import ray
+
+    cpus = settings.workers * settings.cpus_per_worker + DATA_TASK_CPUS
+    gpus = settings.workers * settings.gpus_per_worker
+    deadline = time.monotonic() + PREFLIGHT_S
+    while True:
+        have = ray.cluster_resources()
+        if have.get("CPU", 0) >= cpus and have.get("GPU", 0) >= gpus:
+            return
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.5)
+    raise UserError(
+        f"training.workers={settings.workers} with {settings.cpus_per_worker:g} CPU and "
+        f"{settings.gpus_per_worker:g} GPU each, beside one data task of {DATA_TASK_CPUS:g} CPU, "
+        f"need {cpus:g} CPU and {gpus:g} GPU; "
+        f"the cluster has {have.get('CPU', 0):g} CPU and {have.get('GPU', 0):g} GPU",
+        "lower training.workers or training.cpus_per_worker, or add nodes",
+    )
+
+
+def on_cluster(function: Callable[..., T], *args: object, cpus: float = 1.0) -> T:
+    """Runs a function as one Ray task and returns its result; a UserError of the task comes out as itself."""
+    import ray
+    from ray.exceptions import RayTaskError
+
+    try:
+        result: T = ray.get(ray.remote(function).options(num_cpus=cpus).remote(*args))  # type: ignore[call-overload]
+    except RayTaskError as error:
+        raise (root_user_error(error) or error) from error
+    return result

@@ -1,0 +1,148 @@
+"""The ingested catalogue: Lance tables with random access, opened by URI in any process.
+
+    catalogue = Catalogue.open("runs/steps/ingest-1a2b/attempt-0")
+    catalogue.items(rows, ["title", "image"])  # pa.Table in the order of `rows`
+
+An item is its row position in items.lance (0..n_items-1); clicks and pairs refer to items by it. The folder is what
+`data/ingest.py` writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cached_property
+from typing import Any
+
+import lance
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from sidray import storage
+from sidray.errors import UserError
+
+Rows = npt.NDArray[np.int64]
+MANIFEST = "catalogue.json"
+
+
+class Catalogue:
+    """Read access to one immutable catalogue. Picklable: another process reopens the tables when it first reads."""
+
+    def __init__(self, uri: str, manifest: dict[str, Any]) -> None:
+        self.uri = uri
+        self.manifest = manifest
+
+    @classmethod
+    def open(cls, uri: str) -> Catalogue:
+        """Opens the folder that `ingest` wrote; raises UserError when it is none."""
+        uri = storage.absolute(uri)
+        if not storage.exists(storage.join(uri, MANIFEST)):
+            raise UserError(
+                f"{uri} is not a catalogue: it has no {MANIFEST}", "give the output folder of the ingest step"
+            )
+        return cls(uri, storage.read_json(storage.join(uri, MANIFEST)))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"uri": self.uri, "manifest": self.manifest}  # no open handle, no cached table
+
+    @property
+    def n_items(self) -> int:
+        return int(self.manifest["items"])
+
+    @property
+    def text_fields(self) -> list[str]:
+        """The kept text columns beside title, in the order of the prompt."""
+        return list(self.manifest["text_fields"])
+
+    @property
+    def partitions(self) -> list[str]:
+        """The distinct partitions of the items, sorted."""
+        return list(self.manifest["partitions"])
+
+    def has(self, table: str) -> bool:
+        """Whether the catalogue has this table: items, clicks, pairs or events."""
+        return table in self.manifest["tables"]
+
+    def items(self, rows: Rows | None, columns: Iterable[str]) -> pa.Table:
+        """The named columns of these item rows, in their order (repetitions allowed), or of all items."""
+        if rows is None:
+            return self._items.to_table(columns=list(columns))
+        rows = np.asarray(rows, dtype=np.int64)
+        if rows.size and (rows.min() < 0 or rows.max() >= self.n_items):
+            raise IndexError(f"item rows {rows.min()}..{rows.max()} of a catalogue of {self.n_items}")
+        return self._items.take(rows, columns=list(columns))
+
+    def clicks(self, split: str | None = None) -> pa.Table:
+        """query, query_id, item_row, partition, split, ..., and click_row (its own position); all, or of one split."""
+        return self._clicks if split is None else _of_split(self._clicks, split)
+
+    def pairs(self, split: str | None = None) -> pa.Table:
+        """item_row, related_row, split, score. Split 'mixed': the two items are in different splits, use it nowhere."""
+        return self._pairs if split is None else _of_split(self._pairs, split)
+
+    def events(self) -> pa.Table:
+        """user_id, item_row, action, ts, in the order of the source."""
+        return self._table("events")
+
+    @cached_property
+    def train_items(self) -> Rows:
+        """int64, sorted: the rows of the items that have a train click."""
+        return np.unique(_numpy(self.clicks("train")["item_row"]))
+
+    @cached_property
+    def clicked_items(self) -> Rows:
+        """int64, sorted: the rows of the items that occur in any click, the candidates of an evaluation."""
+        return np.unique(_numpy(self._clicks["item_row"]))
+
+    def train_clicks_of_query(self) -> tuple[Rows, Rows]:
+        """CSR over query_id: (offsets [queries + 1], item rows). Query q led in train to the items
+        rows[offsets[q]:offsets[q + 1]], sorted and distinct; none for a query that train does not have."""
+        clicks = self.clicks("train")
+        pairs = np.stack([_numpy(clicks["query_id"]), _numpy(clicks["item_row"])], axis=1)
+        pairs = np.unique(pairs, axis=0)
+        return _offsets(pairs[:, 0], self.n_queries), np.ascontiguousarray(pairs[:, 1])
+
+    def train_clicks_of_item(self) -> tuple[Rows, Rows]:
+        """CSR over train_items: (offsets [train items + 1], click rows). The i-th train item owns the train clicks
+        rows[offsets[i]:offsets[i + 1]], sorted, at least one: what `plan.one_click_per_item` takes."""
+        clicks = self.clicks("train")
+        item_rows, click_rows = _numpy(clicks["item_row"]), _numpy(clicks["click_row"])
+        order = np.lexsort((click_rows, item_rows))
+        return _offsets(np.searchsorted(self.train_items, item_rows[order]), len(self.train_items)), click_rows[order]
+
+    @cached_property
+    def n_queries(self) -> int:
+        """Number of distinct query texts over all splits: query_id is below it."""
+        return int(pc.max(self._clicks["query_id"]).as_py() or 0) + 1 if self._clicks.num_rows else 0
+
+    @cached_property
+    def _items(self) -> Any:
+        return lance.dataset(storage.join(self.uri, "items.lance"))
+
+    @cached_property
+    def _clicks(self) -> pa.Table:
+        clicks = self._table("clicks")
+        return clicks.append_column("click_row", pa.array(np.arange(clicks.num_rows)))
+
+    @cached_property
+    def _pairs(self) -> pa.Table:
+        return self._table("pairs")
+
+    def _table(self, name: str) -> pa.Table:
+        if not self.has(name):
+            raise UserError(f"the catalogue has no {name}", f"set data.{name} to a table of the contract")
+        return lance.dataset(storage.join(self.uri, f"{name}.lance")).to_table()
+
+
+def _of_split(table: pa.Table, split: str) -> pa.Table:
+    return table.filter(pc.equal(table["split"], split))
+
+
+def _numpy(column: pa.ChunkedArray) -> Rows:
+    return np.asarray(column.to_numpy(), dtype=np.int64)
+
+
+def _offsets(sorted_groups: Rows, groups: int) -> Rows:
+    """offsets[g] is where group g starts in `sorted_groups` (group numbers, ascending): int64 [groups + 1]."""
+    return np.searchsorted(sorted_groups, np.arange(groups + 1)).astype(np.int64)

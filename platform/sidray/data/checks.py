@@ -1,0 +1,128 @@
+"""What makes a row of the item table usable: the rules of the contract, applied to one block inside a Ray Data task.
+
+checked = check_items(block, settings, base="s3://shop/items")  # item_schema + _unit, _row, _reason
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from urllib.parse import urlsplit
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+from sidray import storage
+from sidray.data.contract import Mask, Reasons, blank, conform, source_names
+from sidray.data.images import check_image
+from sidray.data.settings import DataSettings
+from sidray.data.tables import TableFiles
+from sidray.errors import UserError
+
+MAX_IMAGE_BYTES = 64 * 2**20  # of one picture that an image_uri names
+READ_THREADS = 8  # pictures read at once by one task
+
+
+def item_schema(settings: DataSettings) -> pa.Schema:
+    """Columns of items.lance. image_id: equal for byte-equal pictures, -1 where there is none."""
+    texts = [pa.field(name, pa.string()) for name in ("item_id", "title", "partition", *settings.text_fields)]
+    return pa.schema([*texts, pa.field("image", pa.binary()), pa.field("image_id", pa.int64())])
+
+
+def read_items(table: TableFiles, number: int, settings: DataSettings) -> Iterator[pa.Table]:
+    """The rows of the table's unit `number` with _row (position in the file) and _unit, in small blocks."""
+    unit = table.units[number]
+    schema = next(schema for file, schema in table.schemas if file == unit.file)
+    row = unit.first_row
+    for batch in table.read(unit, [*source_names(schema, "items", settings).values()]):
+        positions = pa.array(np.arange(row, row + batch.num_rows))
+        units = pa.array(np.full(batch.num_rows, number, dtype=np.int32))
+        yield pa.Table.from_batches([batch]).append_column("_row", positions).append_column("_unit", units)
+        row += batch.num_rows
+
+
+def check_items(block: pa.Table, settings: DataSettings, base: str) -> pa.Table:
+    """item_schema's columns with _unit, _row and _reason (null: the row is good), one row for each of the block.
+
+    base: the table's URI; relative image URIs start at its folder."""
+    rows = block.num_rows
+    reasons = Reasons(rows)
+    items = conform(block, "items", settings, reasons)
+    reasons.add(blank(items["item_id"]), "null or empty item_id")
+    reasons.add(blank(items["title"]), "null or empty title")
+    images = _images(items, base, reasons)
+    reasons.add_each([None if data is None else check_image(data, settings.max_image_pixels) for data in images])
+    kept = [data if good else None for data, good in zip(images, reasons.good, strict=True)]
+    empty = pa.array([""] * rows)
+    texts = [
+        items[name].fill_null("") if name in items.column_names else empty for name in item_schema(settings).names[:-2]
+    ]
+    checked = pa.table(
+        [*texts, pa.array(kept, pa.binary()), pa.array([image_id(data) for data in kept], pa.int64())],
+        schema=item_schema(settings),
+    )
+    checked = checked.append_column("_reason", reasons.array())
+    return checked.append_column("_unit", block["_unit"]).append_column("_row", block["_row"])
+
+
+def image_id(data: bytes | None) -> int:
+    """63 bits of the picture's hash, so that equal bytes get equal numbers in any process; -1 for none."""
+    if data is None:
+        return -1
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little") >> 1
+
+
+def _images(items: pa.Table, base: str, reasons: Reasons) -> list[bytes | None]:
+    """The encoded bytes of the good rows, from column image, else from the file that column image_uri names."""
+    images: list[bytes | None] = [None] * items.num_rows
+    good: Mask = reasons.good
+    if "image" in items.column_names:
+        images = [data if ok else None for data, ok in zip(items["image"].to_pylist(), good, strict=True)]
+    if "image_uri" in items.column_names:
+        uris = items["image_uri"].to_pylist()
+        rows = [int(row) for row in np.flatnonzero(good) if images[row] is None and uris[row]]
+        with ThreadPoolExecutor(READ_THREADS) as pool:
+            found = pool.map(lambda row: _read_image(uris[row], base), rows)
+        failed: list[str | None] = [None] * items.num_rows
+        for row, answer in zip(rows, found, strict=True):
+            if isinstance(answer, bytes):
+                images[row] = answer
+            else:
+                failed[row] = answer
+        reasons.add_each(failed)
+    return images
+
+
+def _read_image(uri: str, base: str) -> bytes | str:
+    """The file's bytes, or the reason why there are none."""
+    try:
+        filesystem, path = _locate(uri, base)
+        with filesystem.open_input_file(path) as stream:
+            if stream.size() > MAX_IMAGE_BYTES:
+                return f"image_uri: a file of more than {MAX_IMAGE_BYTES // 2**20} MiB"
+            return bytes(stream.read())
+    except UserError:
+        return f"image_uri: the scheme of {urlsplit(uri).scheme}:// cannot be read"
+    except (OSError, pa.ArrowException, ValueError) as error:
+        return f"image_uri: cannot be read ({type(error).__name__})"
+
+
+def _locate(uri: str, base: str) -> tuple[pafs.FileSystem, str]:
+    if "://" not in uri:
+        filesystem, root = _filesystem(base)
+        folder = os.path.dirname(root) if root.endswith(".parquet") else root
+        return filesystem, os.path.join(folder, uri)  # an absolute path stays as it is
+    parts = urlsplit(uri)
+    query = f"?{parts.query}" if parts.query else ""
+    filesystem, _ = _filesystem(f"{parts.scheme}://{parts.netloc}/{query}")
+    return filesystem, f"{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+@lru_cache(maxsize=64)
+def _filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
+    """One client for each bucket: to make one costs more than to read a picture."""
+    return storage.open_uri(uri)

@@ -1,0 +1,84 @@
+"""Contract tables in, a catalogue out: validated, bad rows quarantined, stored as Lance.
+
+    summary = ingest(DataSettings(source="tables", items="s3://shop/items", clicks="clicks.parquet"), "out")
+
+`Catalogue.open("out")` reads it. Runs on the Ray that is connected, or starts one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sidray import storage
+from sidray.data.catalogue import MANIFEST
+from sidray.data.contract import check_schema
+from sidray.data.items import write_items
+from sidray.data.quarantine import Quarantine
+from sidray.data.relations import RelationWriter
+from sidray.data.settings import CONTRACT, DataSettings
+from sidray.data.sources import tables_of
+from sidray.data.tables import open_table
+from sidray.errors import UserError
+
+VERSION = 1  # of the catalogue's layout and rules: part of the key of the step
+
+
+def ingest(settings: DataSettings, output: str, require_clicks: bool = True) -> dict[str, Any]:
+    """Writes the catalogue of `settings` to the folder `output`; returns the summary that the step's manifest keeps.
+
+    Raises UserError for tables that break the contract, too many bad rows, no item, and (where clicks are required)
+    no clicks or none in the train split."""
+    work_folder = storage.join(output, "tables")
+    uris = tables_of(settings, work_folder)
+    if require_clicks and "clicks" not in uris:
+        raise UserError("there are no clicks to train on", "set data.clicks: queries and the items they led to")
+    tables = {name: open_table(uri, name) for name, uri in uris.items()}
+    for table in tables.values():
+        check_schema(table, settings)
+    storage.make_folder(output)
+    with Quarantine(storage.join(output, "quarantine"), settings.max_bad_fraction) as quarantine:
+        index = write_items(tables["items"], settings, storage.join(output, "items.lance"), quarantine)
+        writer = RelationWriter(index, settings, output, quarantine)
+        relations = writer.write(tables)
+    if require_clicks and not relations["clicks"].get("train"):
+        raise UserError(
+            f"data.clicks: {uris['clicks']} has no click in the train split (it has {relations['clicks']})",
+            "give clicks the split 'train', or leave that column out: see data.valid_fraction and data.test_fraction",
+        )
+    storage.delete(work_folder)  # what a source made; the catalogue holds it all
+    summary = {
+        "items": len(index.row_of),
+        "images": index.images,
+        "image_bytes": index.image_bytes,
+        "partitions": len(writer.partitions),
+        **relations,
+        "quarantined": dict(sorted(quarantine.counts.items())),
+        "skipped": {what: count for what, count in sorted(writer.skipped.items()) if count},
+        "bytes": storage.size_of(output),
+    }
+    manifest = {
+        "version": VERSION,
+        "items": len(index.row_of),
+        "text_fields": settings.text_fields,
+        "partitions": writer.partitions,
+        "tables": [name for name in CONTRACT if name == "items" or name in relations],
+        "summary": summary,
+    }
+    storage.write_json(storage.join(output, MANIFEST), manifest)
+    print("\n".join(report_lines(summary)))
+    return summary
+
+
+def report_lines(summary: dict[str, Any]) -> list[str]:
+    """The summary for people: what was stored, and every reason for which rows were set aside."""
+    lines = [
+        f"catalogue: {summary['items']:,} items, {summary['images']:,} with a picture, "
+        f"{summary['partitions']:,} partitions, {summary['bytes'] / 2**20:.1f} MiB"
+    ]
+    for name in ("clicks", "pairs"):
+        if name in summary:
+            lines.append(f"{name}: " + ", ".join(f"{split} {count:,}" for split, count in summary[name].items()))
+    if "events" in summary:
+        lines.append(f"events: {summary['events']:,}")
+    lines += [f"quarantined: {count:,} x {reason}" for reason, count in summary["quarantined"].items()]
+    return lines + [f"left out: {count:,} x {what}" for what, count in summary["skipped"].items()]

@@ -1,0 +1,99 @@
+"""A Ray Data actor pool over row numbers, its results in order and into Lance, whatever the catalogue's size.
+
+write_rows(uri, encode_rows(total, make_encoder, settings))     # make_encoder() -> (rows -> pa.Table), in each actor
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from sidray import storage
+from sidray.embedding.settings import EmbeddingSettings
+from sidray.errors import root_user_error
+
+Encoder = Callable[[Any], pa.Table]
+
+
+class _Actor:
+    """Builds its encoder once; every call encodes one batch of rows."""
+
+    def __init__(self, make: Callable[[], Encoder], threads: int) -> None:
+        import torch
+
+        torch.set_num_threads(threads)
+        self.encode = make()
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        import torch
+
+        with torch.inference_mode():
+            return self.encode(batch["row"].to_numpy())
+
+
+def encode_rows(total: int, make: Callable[[], Encoder], settings: EmbeddingSettings) -> Iterator[pa.Table]:
+    """Tables of the encoder for rows 0..total-1, in that order. A UserError of an actor comes out as itself."""
+    import ray.data
+    from ray.exceptions import RayError
+
+    blocks = max(1, -(-total // (4 * settings.batch_size)))
+    rows = ray.data.from_arrow(pa.table({"row": np.arange(total)})).repartition(blocks)
+    context = rows.context
+    context.execution_options.preserve_order = True
+    context.enable_progress_bars = False
+    encoded = rows.map_batches(
+        _Actor,
+        fn_constructor_args=(make, max(1, int(settings.cpus))),
+        batch_format="pyarrow",
+        batch_size=settings.batch_size,
+        num_cpus=settings.cpus,
+        num_gpus=settings.gpus or None,
+        compute=ray.data.ActorPoolStrategy(size=settings.actors),
+    )
+    try:
+        yield from encoded.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
+    except RayError as error:
+        raise (root_user_error(error) or error) from error
+
+
+def write_rows(uri: str, tables: Iterator[pa.Table]) -> int:
+    """Streams the tables into a Lance dataset; returns the number of rows."""
+    import lance
+
+    first = next(tables)
+    count = 0
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        nonlocal count
+        for table in _chain(first, tables):
+            count += table.num_rows
+            yield from table.to_batches()
+
+    with storage.write_errors(uri):
+        lance.write_dataset(pa.RecordBatchReader.from_batches(first.schema, batches()), storage.absolute(uri))
+    return count
+
+
+def _chain(first: pa.Table, rest: Iterator[pa.Table]) -> Iterator[pa.Table]:
+    yield first
+    yield from rest
+
+
+def vector_column(values: Any) -> pa.FixedSizeListArray:
+    """A float array [n, d] as a column of fixed-size lists, without a copy of its rows."""
+    flat = np.ascontiguousarray(values).reshape(-1)
+    return pa.FixedSizeListArray.from_arrays(pa.array(flat), values.shape[1])
+
+
+def read_vectors(uri: str, column: str, rows: Any = None) -> Any:
+    """Column of fixed-size lists of a Lance dataset as an array [n, d]."""
+    import lance
+
+    dataset = lance.dataset(uri)
+    table = dataset.to_table(columns=[column]) if rows is None else dataset.take(rows, columns=[column])
+    chunks = table[column].combine_chunks()
+    flat = chunks.flatten().to_numpy(zero_copy_only=False)
+    return flat.reshape(table.num_rows, -1)

@@ -1,0 +1,122 @@
+"""A finished run as a model: raw queries, pictures and items to vectors, with no cache and no catalogue.
+
+model = RunModel.load(RunFolder.open(run));  model.queries(["noodle soup"])   # [1, dimension], unit length
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sidray import storage
+from sidray.finished import RunFolder
+from sidray.models.fetch import sources_of
+from sidray.models.inputs import Segment, batch_of, pixels, sid_segment
+from sidray.models.prompts import Prompter, load_tokenizer
+from sidray.models.towers import ImageInput, TextInput, Towers, fuse, load_trained
+from sidray.tokenizers.run import Assigner
+
+Item = Mapping[str, Any]  # title, image (bytes or None) and the recipe's text fields
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """vectors [n, dimension] float32 of unit length, and each item's SID tokens ([] in a run without SIDs)."""
+
+    vectors: np.ndarray[Any, np.dtype[np.float32]]
+    sids: list[list[int]]
+
+
+class RunModel:
+    """The pretraining towers (SIDs of new items) and the final towers of a run."""
+
+    def __init__(self, run: RunFolder, final: Towers, pretrained: Towers, assigner: Assigner | None) -> None:
+        self.recipe = run.recipe
+        self.model_key = f"{run.recipe.name}-{run.steps['embed'].rsplit('-', 1)[1]}"
+        self.final = final
+        self.pretrained = pretrained
+        self.assigner = assigner
+        self.last_item = (*run.recipe.stages, *run.recipe.sid_stages)[-1].item
+        tokenizer = load_tokenizer(storage.local_folder(run.output("text-weights")))
+        fields = run.recipe.data.text_fields
+        self.prompter = Prompter(tokenizer, run.recipe.model.text, run.recipe.model.prompts, fields)
+        self.device = next(final.parameters()).device
+
+    @classmethod
+    def load(cls, run: RunFolder) -> RunModel:
+        sources = sources_of(run.sources(), None)
+        assigner = Assigner(run.output("tokenizers")) if "sids" in run.steps else None
+        count = len(assigner.vocabulary) if assigner else 0
+        pretrained = _towers(run, sources, "pretrained-towers", 0)
+        final = _towers(run, sources, "final-towers", count) if assigner else pretrained
+        return cls(run, final, pretrained, assigner)
+
+    @property
+    def dimension(self) -> int:
+        return self.final.dimension
+
+    def queries(self, texts: Sequence[str]) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """MLP_Q(LLM(q)): [n, dimension]."""
+        ids = self.prompter.queries([self.prompter.query_text(text) for text in texts])
+        with torch.inference_mode():
+            return _unit(self.final.query(self._encode(self.final, [[s] for s in self._segments(ids)])))
+
+    def pictures(self, images: Sequence[bytes]) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """Pictures as queries: their own SIDs through the final item tower with the text left empty."""
+        with torch.inference_mode():
+            h_image = self._image(list(images))
+            picture = self.pretrained.item(fuse(None, h_image, self.recipe.model.fusion))
+            if self.assigner is None:
+                return _unit(picture)
+            sids = self.assigner.picture_sids(_unit(h_image), _unit(picture))
+            return _unit(self._with_sids([[]] * len(images), sids))
+
+    def items(self, items: Sequence[Item]) -> Encoded:
+        """New or changed items, each encoded as if it were alone."""
+        ids = self.prompter.items([self.prompter.item_text(item) for item in items])
+        with torch.inference_mode():
+            h_text = self._encode(self.pretrained, [[s] for s in self._segments(ids)])
+            if self.last_item == "text":
+                return Encoded(_unit(self.final.item(h_text)), [[] for _ in items])
+            h_image = self._image([item.get("image") for item in items])
+            fused = self.pretrained.fused(h_text, h_image)
+            if self.assigner is None:
+                return Encoded(_unit(fused), [[] for _ in items])
+            sids = self.assigner.sids(_unit(h_text), _unit(h_image), _unit(fused)).tolist()
+            return Encoded(_unit(self._with_sids(ids, sids)), sids)
+
+    def _segments(self, ids: Sequence[Sequence[int]]) -> list[Segment]:
+        return [Segment(np.array([*each, self.prompter.eos], np.int64)) for each in ids]
+
+    def _encode(self, towers: Towers, rows: list[list[Segment]]) -> Tensor:
+        batch = batch_of(rows, "x")
+        return towers.encode_text(TextInput(batch["x.ids"].to(self.device), batch["x.mask"].to(self.device)))
+
+    def _with_sids(self, ids: Sequence[Sequence[int]], sids: Sequence[Sequence[int]]) -> Tensor:
+        prefix = Segment(np.array(self.prompter.sids_prefix, np.int64))
+        rows = []
+        for segment, numbers in zip(self._segments(ids), sids, strict=True):
+            tokens = sid_segment(self.final.base + np.asarray(numbers, np.int64), None)
+            rows.append([segment.body(), prefix, tokens, segment.end()])
+        return self.final.item(self._encode(self.final, rows))
+
+    def _image(self, images: list[bytes | None]) -> Tensor:
+        values, present = pixels(images, self.recipe.model.image.size)
+        return self.pretrained.encode_image(ImageInput(values.to(self.device), present.to(self.device)))
+
+
+def _towers(run: RunFolder, sources: Any, role: str, sid_count: int) -> Towers:
+    towers: Towers = sources.towers(run.recipe.model, sid_count, with_frozen=True)
+    load_trained(towers, storage.local_folder(storage.join(run.output(role), "towers.safetensors")))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return towers.eval().to(device)
+
+
+def _unit(value: Tensor) -> np.ndarray[Any, np.dtype[np.float32]]:
+    return np.asarray(F.normalize(value.float(), dim=-1).cpu().numpy(), np.float32)

@@ -1,0 +1,18 @@
+"""The embedding section of a recipe: the actor pool that encodes a whole catalogue. Light: no torch here."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from sidray.config import Settings
+
+
+class EmbeddingSettings(Settings):
+    """`actors` encode batches of `batch_size` rows; each has `cpus` (also torch's threads) and `gpus`."""
+
+    actors: Annotated[int, Field(gt=0)] = 1
+    cpus: Annotated[float, Field(gt=0)] = 1.0
+    gpus: Annotated[float, Field(ge=0)] = 0.0
+    batch_size: Annotated[int, Field(gt=0)] = 128

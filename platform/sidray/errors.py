@@ -1,0 +1,45 @@
+"""The one error that a user's own mistake raises. The CLI and the jobs print it without a traceback and exit with 2.
+
+raise UserError("items/part-0.parquet has no column 'title'", "add it, or name the column in data.columns")
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Something the user can mend: `problem` names the place, `remedy` says what to do."""
+
+    def __init__(self, problem: str, remedy: str = "") -> None:
+        super().__init__(problem, remedy)  # both, so that it survives the pickling between Ray's processes
+        self.problem = problem
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"{self.problem}\n  remedy: {self.remedy}" if self.remedy else self.problem
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """' (did you mean X?)' for the known word closest to `word`, or '' when none is close."""
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def root_user_error(error: BaseException) -> UserError | None:
+    """The UserError in the chain of causes of `error` (Ray wraps what a task raises), or None."""
+    seen: set[int] = set()
+    todo: list[BaseException | None] = [error]
+    while todo:
+        current = todo.pop()
+        if current is None or id(current) in seen:
+            continue
+        seen.add(id(current))
+        if isinstance(current, UserError) and not hasattr(current, "cause"):  # Ray's wrapper is a UserError, too
+            return current
+        todo += [current.__cause__, current.__context__, getattr(current, "cause", None)]
+        worker_failures = getattr(current, "worker_failures", None)
+        if isinstance(worker_failures, dict):  # ray.train.WorkerGroupError
+            todo += [failure for failure in worker_failures.values() if isinstance(failure, BaseException)]
+    return None

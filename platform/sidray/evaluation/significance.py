@@ -1,0 +1,95 @@
+"""Is one variant better than another, or was it luck?
+
+    compare_seeds([.71, .72, .70], [.69, .71, .68])  # the paper's test: one value for each run of an experiment
+    compare(load_ranks("a.parquet"), load_ranks("b.parquet"))  # one run each: the same clicks, resampled by query
+
+Both are paired and two-sided; `difference` is the first minus the second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from scipy import stats
+
+from sidray.errors import UserError
+from sidray.evaluation.metrics import Ranks, Values, per_click
+
+_BATCH = 2**22  # resampled values held at once
+
+
+class Comparison(NamedTuple):
+    """`low` and `high` bound the 95 % confidence interval of the difference of means."""
+
+    difference: float
+    low: float
+    high: float
+    p: float
+
+    @property
+    def significant(self) -> bool:
+        """p < 0.05: the paper's asterisk."""
+        return self.p < 0.05
+
+
+def compare_seeds(first: Sequence[float], second: Sequence[float]) -> Comparison:
+    """Paired t-test over repeated runs (SMGR appendix C: ten), run i of both with the same seed.
+
+    Raises UserError for fewer than two runs or unequal numbers of them."""
+    if len(first) != len(second) or len(first) < 2:
+        remedy = "run both variants with the same seeds, at least two"
+        raise UserError(f"a paired t-test needs pairs of runs, there are {len(first)} and {len(second)}", remedy)
+    differences = np.subtract(first, second)
+    mean = float(differences.mean())
+    if np.ptp(differences) == 0:  # no variance: the statistic is 0/0 or infinite
+        return Comparison(mean, mean, mean, 1.0 if mean == 0 else 0.0)
+    test = stats.ttest_1samp(differences, 0.0)
+    low, high = test.confidence_interval(0.95)
+    return Comparison(mean, float(low), float(high), float(test.pvalue))
+
+
+def compare(first: pa.Table, second: pa.Table, metric: str = "recall@10") -> Comparison:
+    """Two variants on the same clicks, from the tables of protocol.save_ranks.
+
+    Raises UserError when the tables are of different clicks."""
+    keys = [name for name in ("click_row", "query_id") if name in first.column_names]
+    if keys != [name for name in ("click_row", "query_id") if name in second.column_names] or not first.select(
+        keys
+    ).equals(second.select(keys)):
+        raise UserError("the two variants were evaluated on different clicks", "evaluate both on the same split")
+    values = [
+        per_click(Ranks(each["greater"].to_numpy(), each["equal"].to_numpy()))[metric] for each in (first, second)
+    ]
+    return compare_clicks(values[0], values[1], first["query_id"].to_numpy())
+
+
+def compare_clicks(
+    first: Values, second: Values, queries: npt.NDArray[np.integer], resamples: int = 2000, seed: int = 0
+) -> Comparison:
+    """Bootstrap over distinct queries, whose clicks stand or fall together; values and query of each click: [n].
+
+    p = twice the smaller share of resampled differences on either side of 0, never below 1 / (resamples + 1).
+    Raises UserError for fewer than two distinct queries."""
+    _, index = np.unique(queries, return_inverse=True)
+    sums, counts = np.bincount(index, weights=first - second), np.bincount(index).astype(float)
+    if len(sums) < 2:
+        raise UserError("a bootstrap over queries needs at least two distinct queries", "evaluate on more clicks")
+    result = stats.bootstrap(
+        (sums, counts),
+        lambda s, c, axis: s.sum(axis=axis) / c.sum(axis=axis),
+        paired=True,
+        vectorized=True,
+        n_resamples=resamples,
+        batch=max(1, _BATCH // len(sums)),
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    )
+    spread = result.bootstrap_distribution
+    side = min(np.count_nonzero(spread <= 0), np.count_nonzero(spread >= 0))
+    p = min(1.0, 2 * (side + 1) / (resamples + 1))
+    low, high = result.confidence_interval
+    return Comparison(float(sums.sum() / counts.sum()), float(low), float(high), p)

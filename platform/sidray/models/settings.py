@@ -1,0 +1,91 @@
+"""The model section of a recipe: encoders, prompts, fusion and projections. Light: no torch here."""
+
+from __future__ import annotations
+
+import string
+from typing import Annotated, Any
+
+from pydantic import Field, field_validator, model_validator
+
+from sidray.config import Settings
+
+Positive = Annotated[int, Field(gt=0)]
+
+
+class TextSettings(Settings):
+    """The causal LM that both towers share.
+
+    `weights`: "random" (built from `config`, with a BPE tokenizer trained on the catalogue), a local folder, a .gguf
+    file, "smollm2-135m-instruct" (from its package), or a hub name. `layers` keeps the lowest N; of those the lowest
+    `frozen_layers` are computed once and cached.
+    """
+
+    weights: str = "random"
+    config: dict[str, Any] = Field(default_factory=dict)
+    vocabulary: Positive = 4096
+    layers: Positive | None = None
+    frozen_layers: Annotated[int, Field(ge=0)] = 0
+    max_tokens: Positive = 64
+    max_query_tokens: Positive = 32
+
+    @model_validator(mode="after")
+    def _cut(self) -> TextSettings:
+        if self.layers is not None and self.frozen_layers > self.layers:
+            raise ValueError(f"frozen_layers={self.frozen_layers} is more than layers={self.layers}")
+        if self.weights == "random" and self.frozen_layers:
+            raise ValueError("frozen_layers on random weights freezes noise: give weights, or set it to 0")
+        return self
+
+
+class ImageSettings(Settings):
+    """The image encoder: "random" (a ViT or CLIP vision tower from `config`), a folder, a hub name, or
+    "efficientnet-lite0" / "efficientnet-lite2" from their packages; "none" for a text-only model. A frozen trunk is
+    computed once and cached."""
+
+    weights: str = "random"
+    config: dict[str, Any] = Field(default_factory=dict)
+    size: Positive = 224
+    frozen: bool = False
+
+
+class Prompts(Settings):
+    """Templates. An item reads title, fields, and when it has SIDs the text of `sids` and its SID tokens."""
+
+    query: str = "Query: {query}"
+    title: str = "Title: {title}"
+    field: str = " {field}: {value}"
+    sids: str = " SIDs:"
+
+    @field_validator("query", "title", "field")
+    @classmethod
+    def _placeholders(cls, template: str, info: Any) -> str:
+        wanted = {"query": {"query"}, "title": {"title"}, "field": {"field", "value"}}[info.field_name]
+        found = {name for _, name, _, _ in string.Formatter().parse(template) if name is not None}
+        if found != wanted:
+            raise ValueError(f"the template needs exactly {sorted(wanted)} in braces, found {sorted(found)}")
+        return template
+
+
+class Fusion(Settings):
+    """h_item = h_text + h_image; `normalise` L2-normalises each first, else the larger norm silences the other."""
+
+    normalise: bool = True
+
+
+class ModelSettings(Settings):
+    """`mlp`: widths of MLP_Q's and MLP_I's layers after the input; the last one is the dimension of the service."""
+
+    text: TextSettings = TextSettings()
+    image: ImageSettings = ImageSettings()
+    prompts: Prompts = Prompts()
+    fusion: Fusion = Fusion()
+    mlp: Annotated[list[Positive], Field(min_length=1)] = Field(default_factory=lambda: [512, 256, 128])
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _segments(self) -> ModelSettings:
+        if self.text.frozen_layers and self.prompts.sids:
+            raise ValueError(
+                "prompts.sids must be empty when text.frozen_layers > 0: SIDs enter above the cached layers"
+            )
+        return self

@@ -1,0 +1,125 @@
+"""The text encoder: a causal LM of Hugging Face, pooled at EOS, with SID tokens and an optional cut.
+
+Below the cut (`frozen_layers`) nothing is trained, so those layers run once per text and their hidden states are
+cached; above it the layers are trained. SID tokens enter at the cut by an embedding of their own (at the input when
+nothing is frozen, which is the paper's expanded vocabulary). Each text segment passes the frozen layers alone; the
+trained layers see the whole sequence.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sidray.errors import UserError
+
+
+class SidTokens(nn.Module):
+    """Embedding of the new tokens, tied to their output head. One module, so that ZeRO-3 gathers its weight."""
+
+    def __init__(self, count: int, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(count, width) * 0.02)
+
+    def forward(self, ids: Tensor | None = None, hidden: Tensor | None = None) -> Tensor:
+        """ids [...] -> embeddings [..., d], or hidden [..., d] -> logits [..., count]."""
+        if ids is not None:
+            return nn.functional.embedding(ids, self.weight)
+        assert hidden is not None
+        return hidden @ self.weight.T
+
+
+def decoder_of(lm: Any) -> Any:
+    """The stack of layers inside a causal LM. UserError for an architecture without `.layers`."""
+    decoder = lm.base_model
+    if not hasattr(decoder, "layers"):
+        raise UserError(
+            f"the text encoder {type(lm).__name__} keeps its layers in no list called `layers`",
+            "use a decoder-only LM such as Qwen3, Llama, Mistral or SmolLM",
+        )
+    return decoder
+
+
+def keep_layers(lm: Any, start: int, stop: int) -> None:
+    """Keeps layers start..stop-1 of the LM, in place, and the settings that go by layer."""
+    decoder = decoder_of(lm)
+    decoder.layers = decoder.layers[start:stop]
+    config = lm.config
+    config.num_hidden_layers = stop - start
+    if getattr(config, "layer_types", None):
+        config.layer_types = list(config.layer_types)[start:stop]
+    for index, layer in enumerate(decoder.layers):
+        if hasattr(layer, "self_attn"):
+            layer.self_attn.layer_idx = index
+
+
+class TextEncoder(nn.Module):
+    """`width` = hidden size d. `lower` is None where cached states are always given (training)."""
+
+    def __init__(self, lm: Any, cut: int, sid_count: int, with_frozen: bool) -> None:
+        super().__init__()
+        layers = int(lm.config.num_hidden_layers)
+        self.width = int(lm.config.hidden_size)
+        self.vocabulary = int(lm.config.vocab_size)
+        self.cut = cut
+        self.lower: Any = None
+        if cut and with_frozen:
+            lower = copy.deepcopy(lm)
+            keep_layers(lower, 0, cut)
+            decoder_of(lower).norm = nn.Identity()
+            self.lower = lower.base_model.requires_grad_(False)
+        if cut:
+            keep_layers(lm, cut, layers)
+            lm.get_input_embeddings().weight.requires_grad_(False)  # below the cut; the head it may be tied to, too
+        self.lm = lm
+        self.sids = SidTokens(sid_count, self.width) if sid_count else None
+
+    def states(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """What enters the trained layers at text tokens: ids [B, T] -> [B, T, d]."""
+        if self.lower is None:
+            return self._embed(ids)
+        with torch.no_grad():
+            out = self.lower(input_ids=ids, attention_mask=mask.long(), use_cache=False)
+        result: Tensor = out.last_hidden_state
+        return result
+
+    def _embed(self, ids: Tensor) -> Tensor:
+        out: Tensor = self.lm.get_input_embeddings()(ids)
+        return out
+
+    def hidden(self, states: Tensor, ids: Tensor, mask: Tensor, base: int) -> Tensor:
+        """Last hidden states [B, T, d]. Where ids >= base the SID embedding replaces `states` [B, T, d]."""
+        x = states.to(self.dtype)
+        if self.sids is not None:
+            is_sid = ids >= base  # [B, T]
+            x = torch.where(is_sid[..., None], self.sids(ids=(ids - base).clamp(min=0)).to(x.dtype), x)
+        out = self.lm.base_model(inputs_embeds=x, attention_mask=mask.long(), use_cache=False)
+        result: Tensor = out.last_hidden_state
+        return result
+
+    @property
+    def dtype(self) -> torch.dtype:
+        result: torch.dtype = next(self.lm.parameters()).dtype
+        return result
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Scores of the text vocabulary and the SID tokens: [..., d] -> [..., V + S]."""
+        text: Tensor = self.lm.get_output_embeddings()(hidden)
+        return text if self.sids is None else torch.cat([text, self.sids(hidden=hidden)], -1)
+
+
+def pool_last(hidden: Tensor, mask: Tensor) -> Tensor:
+    """The state at the last real position, EOS: [B, T, d], [B, T] -> [B, d]."""
+    last = mask.sum(1).clamp(min=1) - 1  # [B]
+    return hidden[torch.arange(len(hidden), device=hidden.device), last]
+
+
+def load_lm(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
+    """The causal LM from a local folder of safetensors."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(str(folder), dtype=dtype, use_safetensors=True)

@@ -1,0 +1,238 @@
+"""The two towers of SMGR: one causal LM for queries and items, an image encoder, MLP_Q and MLP_I.
+
+h_q, h_text = LLM(x) at EOS;  h_image = project(ViT(image));  h_item = norm(h_text) + norm(h_image)
+query vector = MLP_Q(h_q);  item vector = MLP_I(h_item), or MLP_I(LLM(text + SIDs)) after the SID stages (10)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from sidray.errors import UserError
+from sidray.models.image import load_image_encoder
+from sidray.models.settings import Fusion, ModelSettings
+from sidray.models.text import TextEncoder, load_lm, pool_last
+
+
+@dataclass(frozen=True)
+class TextInput:
+    """ids [B, T] int64 (SID token k has the id base + k), mask [B, T] bool; above a cut the cached states [B, T, d]."""
+
+    ids: Tensor
+    mask: Tensor
+    states: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, rows: slice) -> TextInput:
+        return TextInput(self.ids[rows], self.mask[rows], None if self.states is None else self.states[rows])
+
+
+@dataclass(frozen=True)
+class ImageInput:
+    """pixels uint8 [B, 3, S, S] or features [B, w] of the frozen trunk; present [B] bool: the item has a picture."""
+
+    values: Tensor
+    present: Tensor
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getitem__(self, rows: slice) -> ImageInput:
+        return ImageInput(self.values[rows], self.present[rows])
+
+
+def mlp(width: int, widths: list[int]) -> nn.Sequential:
+    """Linear layers with GELU between them: width -> widths[0] -> ... -> widths[-1]."""
+    layers: list[nn.Module] = []
+    for index, out in enumerate(widths):
+        layers += [nn.GELU()] if index else []
+        layers.append(nn.Linear(width, out))
+        width = out
+    return nn.Sequential(*layers)
+
+
+def fuse(h_text: Tensor | None, h_image: Tensor | None, fusion: Fusion) -> Tensor:
+    """h_item = h_text + h_image, [B, d]; a missing modality is None, or a row of zeros, and adds nothing."""
+    parts = [h for h in (h_text, h_image) if h is not None]
+    return torch.stack([F.normalize(h, dim=-1) if fusion.normalise else h for h in parts]).sum(0)
+
+
+class Towers(nn.Module):
+    """All trained parts. `frozen_trunk` is present only where raw pixels have to be encoded (serving, new items)."""
+
+    def __init__(self, text: TextEncoder, image: nn.Module | None, settings: ModelSettings, base: int) -> None:
+        super().__init__()
+        self.settings = settings
+        self.base = base
+        self.text = text
+        self.image = image
+        width = text.width
+        self.dimension = settings.mlp[-1]
+        if image is not None:
+            image_width = int(cast(int, image.width))
+            self.project = (
+                nn.Linear(image_width, width) if image_width != width or settings.image.frozen else nn.Identity()
+            )
+        self.mlp_q = mlp(width, settings.mlp)
+        self.mlp_i = mlp(width, settings.mlp)
+
+    def hidden(self, inputs: TextInput) -> Tensor:
+        """Last hidden states [B, T, d] of whole sequences."""
+        states = inputs.states
+        if states is None:
+            states = self._states(inputs)
+        return self.text.hidden(states, inputs.ids, inputs.mask, self.base)
+
+    def _states(self, inputs: TextInput) -> Tensor:
+        """States at the cut from raw ids: the text tokens pass the frozen layers without the SID tokens among them."""
+        is_text = (inputs.ids < self.base) & inputs.mask  # [B, T]
+        ids = inputs.ids.masked_fill(inputs.ids >= self.base, 0)
+        if self.text.lower is None or bool((is_text == inputs.mask).all()):
+            return self.text.states(ids, inputs.mask)
+        order = (~is_text).long().argsort(dim=1, stable=True)  # text tokens first
+        packed = self.text.states(ids.gather(1, order), is_text.gather(1, order))  # [B, T, d]
+        back = order.argsort(dim=1)
+        return packed.gather(1, back[..., None].expand_as(packed))
+
+    def encode_text(self, inputs: TextInput) -> Tensor:
+        """h_q, h_text or LLM(text + SIDs): [B, d]."""
+        return pool_last(self.hidden(inputs), inputs.mask).float()
+
+    def encode_image(self, inputs: ImageInput) -> Tensor:
+        """h_image [B, d]; zeros where there is no picture."""
+        assert self.image is not None
+        trunk_done = inputs.values.ndim == 2
+        features = inputs.values if trunk_done else self.trunk(inputs.values)
+        h: Tensor = self.project(features.to(self.text.dtype)).float()
+        return h * inputs.present[:, None].to(h.dtype)
+
+    def trunk(self, pixels: Tensor) -> Tensor:
+        """The image encoder before the projection: pixels [B, 3, S, S] -> [B, w]."""
+        assert self.image is not None
+        if not self.settings.image.frozen:
+            return cast(Tensor, self.image(pixels))
+        with torch.no_grad():
+            return cast(Tensor, self.image(pixels))
+
+    def query(self, h_q: Tensor) -> Tensor:
+        """MLP_Q: [B, d] -> [B, dimension]."""
+        out: Tensor = self.mlp_q(h_q.to(next(self.mlp_q.parameters()).dtype)).float()
+        return out
+
+    def item(self, h: Tensor) -> Tensor:
+        """MLP_I: [B, d] -> [B, dimension]."""
+        out: Tensor = self.mlp_i(h.to(next(self.mlp_i.parameters()).dtype)).float()
+        return out
+
+    def fused(self, h_text: Tensor | None, h_image: Tensor | None) -> Tensor:
+        """MLP_I(h_text + h_image)."""
+        return self.item(fuse(h_text, h_image, self.settings.fusion))
+
+
+def groups(towers: Towers) -> Mapping[str, list[nn.Module]]:
+    """The parts that a stage can train, by the names that recipes use."""
+    image = [towers.image] if towers.image is not None and not towers.settings.image.frozen else []
+    return {
+        "text": [towers.text.lm],
+        "image": [*image, *([towers.project] if towers.image is not None else [])],
+        "mlp": [towers.mlp_q, towers.mlp_i],
+        "sids": [towers.text.sids] if towers.text.sids is not None else [],
+    }
+
+
+def set_trainable(towers: Towers, names: list[str]) -> None:
+    """Freezes everything but the named groups. Weights below a cut stay frozen whatever is named."""
+    towers.requires_grad_(False)
+    for name in names:
+        for module in groups(towers)[name]:
+            module.requires_grad_(True)
+    if towers.text.cut:
+        towers.text.lm.get_input_embeddings().weight.requires_grad_(False)
+
+
+def is_cached(name: str, towers: Towers) -> bool:
+    """Whether a weight never changes in any stage, so that it lives in the weights step alone."""
+    if name.startswith("text.lower."):
+        return True
+    if towers.text.cut and ("embed_tokens" in name or "lm_head" in name):
+        return True
+    return name.startswith("image.") and towers.settings.image.frozen
+
+
+def trained_state(towers: Towers) -> dict[str, Tensor]:
+    """The weights that stages change, each once (tied weights share one name)."""
+    state: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, value in towers.named_parameters():  # yields tied parameters once
+        if not is_cached(name, towers) and id(value) not in seen:
+            seen.add(id(value))
+            state[name] = value.detach().cpu().contiguous()
+    return state
+
+
+def save_towers(state: Mapping[str, Tensor], path: Path) -> None:
+    save_file(dict(state), str(path))
+
+
+def build_towers(
+    text_folder: Path, image_folder: Path | None, settings: ModelSettings, sid_count: int, with_frozen: bool
+) -> Towers:
+    """Towers on the folders of the weights steps. Same seed, same projections and SID embeddings.
+
+    `with_frozen`: include the parts below the cut and a frozen trunk, so that raw ids and pixels can be encoded."""
+    lm = load_lm(text_folder)
+    torch.manual_seed(settings.seed)
+    text = TextEncoder(lm, settings.text.frozen_layers, sid_count, with_frozen)
+    needs_trunk = with_frozen or not settings.image.frozen
+    image: nn.Module | None = None
+    if image_folder is not None:
+        image = load_image_encoder(image_folder) if needs_trunk else _Width(image_folder)
+        if settings.image.frozen:
+            image.requires_grad_(False).eval()
+    torch.manual_seed(settings.seed)
+    return Towers(text, image, settings, base=len_tokenizer(text_folder))
+
+
+class _Width(nn.Module):
+    """Stands for a frozen trunk whose features are cached: it has a width and no weights."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.width = int((folder / "width.txt").read_text())
+
+
+def len_tokenizer(folder: Path) -> int:
+    """Number of text tokens: SID token k has the id this + k."""
+    return int((folder / "size.txt").read_text())
+
+
+def load_trained(towers: Towers, path: Path) -> None:
+    """Puts a stage's weights on the towers. SID embeddings may be new; everything else must match.
+
+    Raises UserError when the file belongs to another model."""
+    state = load_file(str(path))
+    own = dict(towers.named_parameters())
+    wrong = [n for n, v in state.items() if n not in own or own[n].shape != v.shape]
+    missing = [n for n in trained_state(towers) if n not in state and not n.startswith("text.sids.")]
+    if wrong or missing:
+        name = (wrong or missing)[0]
+        has = tuple(state[name].shape) if name in state else "nothing"
+        wants = tuple(own[name].shape) if name in own else "nothing"
+        raise UserError(
+            f"checkpoint {path} belongs to another model: {name} has shape {has}, this model wants {wants}"
+            f" ({len(wrong)} weights do not fit, {len(missing)} are missing)",
+            "use the recipe (sections model and tokenizer) that the checkpoint was trained with",
+        )
+    with torch.no_grad():
+        for name, value in state.items():
+            own[name].copy_(value)

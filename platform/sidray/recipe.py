@@ -1,0 +1,135 @@
+"""A recipe is data: everything a run depends on, loaded from YAML, checked, diffable. Recipe -> graph is graph.py.
+
+recipe, variants = load_recipe("smgr-pictograms", ["training.workers=1"])
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, Any
+
+from pydantic import Field, model_validator
+
+from sidray.config import Settings, Values, build, load_yaml, merge
+from sidray.data.settings import DataSettings
+from sidray.embedding.settings import EmbeddingSettings
+from sidray.errors import UserError
+from sidray.evaluation.settings import EvaluationSettings
+from sidray.models.settings import ModelSettings
+from sidray.tokenizers.settings import TokenizerSettings
+from sidray.training.settings import StageSettings, TrainingSettings
+
+
+class RunsSettings(Settings):
+    """Where steps and runs are kept: any URI that pyarrow.fs opens."""
+
+    root: str = "./sidray-runs"
+
+
+class ControlSettings(Settings):
+    """Negative controls. `shuffle_images`: seed of one fixed permutation of the pictures, before training.
+    `random_images`: seed of random image vectors at embedding time (SMGR, table 2)."""
+
+    shuffle_images: int | None = None
+    random_images: int | None = None
+
+
+class NegativeSettings(Settings):
+    """Hard negatives mined for each train click."""
+
+    count: Annotated[int, Field(gt=0)] = 16
+
+
+class Recipe(Settings):
+    """`stages`: pretraining; `sid_stages`: after the semantic IDs (empty: the pretraining towers serve).
+    `init_from`: a finished run whose weights and codebooks this one continues from (its folder)."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
+    label: str = "model"  # of its row in the tables
+    runs: RunsSettings = RunsSettings()
+    data: DataSettings = DataSettings()
+    model: ModelSettings = ModelSettings()
+    training: TrainingSettings = TrainingSettings()
+    stages: list[StageSettings] = Field(default_factory=list)
+    tokenizer: TokenizerSettings = TokenizerSettings()
+    sid_stages: list[StageSettings] = Field(default_factory=list)
+    negatives: NegativeSettings = NegativeSettings()
+    embedding: EmbeddingSettings = EmbeddingSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    controls: ControlSettings = ControlSettings()
+    init_from: str = ""
+
+    @model_validator(mode="after")
+    def _whole(self) -> Recipe:
+        if not self.stages and not self.init_from:
+            raise ValueError("a recipe needs at least one entry in stages, or init_from")
+        names = [stage.name for stage in (*self.stages, *self.sid_stages)]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"stage names must differ: {twice[0]} occurs twice")
+        early = [stage.name for stage in self.stages if stage.uses_sids or stage.uses_negatives]
+        if early:
+            raise ValueError(f"stage {early[0]} needs SIDs, which exist only in sid_stages")
+        return self
+
+    @property
+    def uses_images(self) -> bool:
+        """Whether any pretraining stage reads pictures."""
+        tasks = {task for stage in self.stages for task in stage.tasks}
+        fused = any(stage.item == "fused" and "query2item" in stage.tasks for stage in self.stages)
+        return fused or bool(tasks & {"image2text", "query2image"}) or bool(self.sid_stages) or bool(self.init_from)
+
+    def dump(self) -> Values:
+        """JSON values with every default spelled out."""
+        return self.model_dump(mode="json")
+
+
+Variants = dict[str, Recipe]
+
+
+def load_recipe(name: str, overrides: list[str]) -> tuple[Recipe, Variants, Values]:
+    """The recipe, its variants (each the recipe with some values replaced; `like` starts from another variant), and the
+    resolved values, which load to the same recipe again."""
+    values = load_yaml(name, overrides)
+    return from_values(values, name)
+
+
+def from_values(values: Values, origin: str) -> tuple[Recipe, Variants, Values]:
+    """See load_recipe. Raises UserError for unknown keys and values out of range, with their dotted paths."""
+    values = dict(values)
+    if not isinstance(values.get("variants", {}), dict):
+        raise UserError(f"recipe {origin}: variants must map names to values", "see a shipped recipe")
+    changes: dict[str, Values] = values.pop("variants", {}) or {}
+    recipe = build(Recipe, _with_stage_defaults(values), origin)
+    variants = {
+        name: build(Recipe, _with_stage_defaults(_variant(values, changes, name)), f"{origin}: variants.{name}")
+        for name in changes
+    }
+    defaults = values.get("stage_defaults", {})
+    return recipe, variants, {**recipe.dump(), "stage_defaults": defaults, "variants": changes}
+
+
+def _with_stage_defaults(values: Values) -> Values:
+    """`stage_defaults` are put under every stage; what a stage says itself wins."""
+    values = dict(values)
+    defaults = values.pop("stage_defaults", {})
+    for key in ("stages", "sid_stages"):
+        if isinstance(values.get(key), list):
+            values[key] = [merge(defaults, stage) if isinstance(stage, dict) else stage for stage in values[key]]
+    return values
+
+
+def _variant(values: Values, changes: dict[str, Values], name: str, seen: tuple[str, ...] = ()) -> Values:
+    change = dict(changes[name] or {})
+    like = change.pop("like", None)
+    if like is not None and (like not in changes or like in (*seen, name)):
+        raise UserError(f"variants.{name}.like names {like!r}", f"name another variant: {', '.join(changes)}")
+    base = _variant(values, changes, like, (*seen, name)) if like else values
+    return merge(base, change)
+
+
+def run_folder_name(values: dict[str, Any]) -> str:
+    """`<recipe>-<hash of the resolved recipe>`."""
+    digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    return f"{values['name']}-{digest[:10]}"

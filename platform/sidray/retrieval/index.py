@@ -1,0 +1,292 @@
+"""The index: one memory-mapped array of unit vectors, sorted by partition, searched exactly through FAISS.
+
+    build(current(table_uri, version), folder, table_version=version, model_key="ab12")  # a job, never a replica
+    index = PartitionedIndex.load(folder, threads=2)
+    scores, rows = index.search(query_vecs, k=10, partitions=["Menswear"])
+    index.fields(rows[0])  # item_id, title, partition, sids
+
+A partition is a contiguous range of the array, so a search inside it reads nothing else, its result is exact, and all
+replicas on a node share the pages. An index is never changed: a new one is built from a newer version of the item
+table. Files: vectors.npy, items.arrow, by_id.npy and, written last, manifest.json with the checksum of each. Nothing in
+it is a pickle, and a file that is truncated or altered is refused when it is loaded.
+"""
+
+from __future__ import annotations
+
+import bisect
+import hashlib
+import os
+import tempfile
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from sidray import storage
+from sidray.errors import UserError, nearest
+from sidray.retrieval.exact import Floats, Ints, unit
+
+FORMAT = 1
+FIELDS = ("item_id", "title", "partition", "sids")
+_MANIFEST, _VECTORS, _ITEMS, _BY_ID = "manifest.json", "vectors.npy", "items.arrow", "by_id.npy"
+_FILES = (_VECTORS, _ITEMS, _BY_ID)
+_REBUILD = "build the index again from the item table"
+_BLOCK = 65_536  # rows normalised at once
+
+
+class Manifest(BaseModel):
+    """What an index is made of; `offsets[i]:offsets[i + 1]` are the rows of `partitions[i]`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: int
+    table_version: int
+    model_key: str
+    metric: str  # cosine: the inner product of unit vectors
+    dimension: int
+    count: int
+    partitions: list[str]
+    offsets: list[int]
+    sha256: dict[str, str]  # of every file but this one
+
+
+def build(table: pa.Table, folder: str, table_version: int, model_key: str) -> Manifest:
+    """Writes the index of the current rows of an item table into `folder` (any URI); equal rows give equal bytes.
+
+    table: item_id, title, partition, sids, vector, model_key. Raises UserError for a row of another model, an item that
+    occurs twice or a vector that is null or not finite."""
+    _check_rows(table, model_key)
+    local = storage.is_local(folder)
+    if local:
+        storage.make_folder(folder)
+    with (
+        storage.write_errors(folder),
+        tempfile.TemporaryDirectory(dir=storage.absolute(folder) if local else None) as scratch,
+    ):
+        manifest = _write(table, Path(scratch), table_version, model_key)
+        for name in (*_FILES, _MANIFEST):  # the manifest last: without it there is no index
+            if local:
+                os.replace(Path(scratch) / name, Path(storage.absolute(folder)) / name)
+            else:
+                storage.upload(Path(scratch) / name, storage.join(folder, name))
+    return manifest
+
+
+class PartitionedIndex:
+    """A loaded index. Searching is safe from several threads: nothing is ever written."""
+
+    def __init__(self, manifest: Manifest, vectors: Floats, items: pa.Table, by_id: Ints, threads: int) -> None:
+        self.manifest = manifest
+        self.threads = threads
+        self.vectors = vectors  # [N, d], unit length, memory-mapped
+        self._items = items
+        self._by_id = by_id  # [N], rows in the order of their item_id
+        self._ranges = dict(zip(manifest.partitions, pairwise(manifest.offsets), strict=True))
+
+    @classmethod
+    def load(cls, folder: str, threads: int, staging: str | None = None) -> PartitionedIndex:
+        """Verifies the checksums and maps the files. `threads`: how many one search may use.
+
+        An index on another filesystem is copied below `staging` first, once for all processes of a machine. Raises
+        UserError when a file is missing, truncated or altered."""
+        local = _stage(folder, Path(staging or tempfile.gettempdir()) / "sidray-index")
+        manifest = _read_manifest(local)
+        for name, expected in manifest.sha256.items():
+            if not (local / name).is_file() or _sha256(local / name) != expected:
+                raise UserError(f"index file {local / name} is missing, truncated or altered", _REBUILD)
+        with pa.memory_map(str(local / _ITEMS)) as source:
+            items = pa.ipc.open_file(source).read_all()
+        vectors = np.load(local / _VECTORS, mmap_mode="r", allow_pickle=False)
+        by_id = np.load(local / _BY_ID, mmap_mode="r", allow_pickle=False)
+        if not vectors.shape == (manifest.count, manifest.dimension) or not len(items) == len(by_id) == manifest.count:
+            raise UserError(f"the files of index {folder} disagree with its manifest", _REBUILD)
+        return cls(manifest, vectors, items, by_id, threads)
+
+    @property
+    def partitions(self) -> list[str]:
+        return self.manifest.partitions
+
+    def search(
+        self, vectors: npt.NDArray[np.floating], k: int, partitions: Sequence[str] | None = None
+    ) -> tuple[Floats, Ints]:
+        """The k items of highest cosine for each vector [Q, d], among these partitions (None: all of them).
+
+        Returns scores [Q, k], descending, and rows [Q, k]; where there are fewer than k items, row -1 and score -inf.
+        Raises UserError for an unknown partition, another dimension, or values that are not finite."""
+        queries = self._check(vectors, k)
+        # OpenMP keeps this number for each calling thread. FAISS shares out the queries, so that a thread without one
+        # only gets in the way (measured on 2 cores, one query, 300,000 x 128: 7.6 ms with one thread, 40 ms with two).
+        faiss.omp_set_num_threads(max(1, min(self.threads, len(queries))))
+        found = [_search_range(queries, self.vectors[low:high], low, k) for low, high in self._spans(partitions)]
+        scores = np.concatenate([np.full((len(queries), k), -np.inf, np.float32), *(pair[0] for pair in found)], axis=1)
+        rows = np.concatenate([np.full((len(queries), k), -1), *(pair[1] for pair in found)], axis=1)
+        best = np.argsort(-scores, axis=1, kind="stable")[:, :k]  # [Q, k]
+        return np.take_along_axis(scores, best, axis=1), np.take_along_axis(rows, best, axis=1)
+
+    def fields(self, rows: Sequence[int] | Ints) -> list[dict[str, Any]]:
+        """item_id, title, partition and sids of each row."""
+        taken: list[dict[str, Any]] = self._items.take(pa.array(rows, pa.int64())).to_pylist()
+        return taken
+
+    def rows_of(self, item_ids: Sequence[str]) -> Ints:
+        """The row of each item, -1 where it is not in the index: int64 [len(item_ids)]."""
+        ids = self._items["item_id"].chunk(0) if self.manifest.count else pa.array([], pa.large_string())
+        found = np.full(len(item_ids), -1, np.int64)
+        for position, item_id in enumerate(item_ids):
+            place = bisect.bisect_left(self._by_id, item_id, key=lambda row: ids[int(row)].as_py())
+            if place < len(ids) and ids[int(self._by_id[place])].as_py() == item_id:
+                found[position] = self._by_id[place]
+        return found
+
+    def _check(self, vectors: npt.NDArray[np.floating], k: int) -> Floats:
+        if k < 1:
+            raise UserError(f"k is {k}", "ask for at least one item")
+        if vectors.ndim != 2 or vectors.shape[1] != self.manifest.dimension:
+            shape, wanted = list(vectors.shape), self.manifest.dimension
+            raise UserError(
+                f"query vectors have shape {shape}, the index has dimension {wanted}", f"give [Q, {wanted}]"
+            )
+        if not np.isfinite(vectors).all():
+            raise UserError("a query vector has NaN or infinite values", "embed the query again")
+        return unit(vectors)
+
+    def _spans(self, partitions: Sequence[str] | None) -> list[tuple[int, int]]:
+        """The row ranges to search, each non-empty, neighbouring ones joined."""
+        if partitions is None:
+            return [(0, self.manifest.count)] if self.manifest.count else []
+        for name in partitions:
+            if name not in self._ranges:
+                known = ", ".join(self.partitions[:10]) + (", ..." if len(self.partitions) > 10 else "")
+                raise UserError(f"no partition is called {name!r}{nearest(name, self.partitions)}", f"known: {known}")
+        spans: list[tuple[int, int]] = []
+        for low, high in sorted({self._ranges[name] for name in partitions}):
+            if spans and spans[-1][1] == low:
+                spans[-1] = (spans[-1][0], high)
+            else:
+                spans.append((low, high))
+        return spans
+
+
+def _search_range(queries: Floats, vectors: Floats, first_row: int, k: int) -> tuple[Floats, Ints]:
+    """FAISS's exact search in one contiguous range: scores and rows of the whole index, [Q, min(k, n)]."""
+    wanted = min(k, len(vectors))
+    scores, places = faiss.knn(queries, vectors, wanted, metric=faiss.METRIC_INNER_PRODUCT)
+    return scores, places + first_row
+
+
+def _check_rows(table: pa.Table, model_key: str) -> None:
+    other = table.filter(pc.fill_null(pc.not_equal(table["model_key"], model_key), True))
+    if len(other):
+        found = f"item {other['item_id'][0].as_py()!r} is of model {other['model_key'][0].as_py()!r}"
+        raise UserError(f"{found}, the index is for {model_key!r}", "embed the catalogue with this model first")
+    if table["vector"].null_count:
+        item_id = table.filter(pc.is_null(table["vector"]))["item_id"][0].as_py()
+        raise UserError(f"item {item_id!r} has no vector", "embed it, or leave it out")
+
+
+def _write(table: pa.Table, folder: Path, table_version: int, model_key: str) -> Manifest:
+    """The four files of an index in a local folder."""
+    partition = pc.fill_null(table["partition"], "")
+    table = table.set_column(table.schema.get_field_index("partition"), "partition", partition)
+    order = pc.sort_indices(table, sort_keys=[("partition", "ascending"), ("item_id", "ascending")])  # [N]
+    items = _as_large(table.select(FIELDS)).take(order).combine_chunks()
+    by_id = pc.sort_indices(items["item_id"])
+    _refuse_duplicates(items["item_id"].take(by_id))
+    np.save(folder / _BY_ID, by_id.to_numpy().astype(np.int64), allow_pickle=False)
+    with pa.OSFile(str(folder / _ITEMS), "wb") as sink, pa.ipc.new_file(sink, items.schema) as writer:
+        writer.write_table(items)
+    dimension = table.schema.field("vector").type.list_size
+    _write_vectors(table, order.to_numpy(), dimension, folder / _VECTORS)
+    sizes = pc.value_counts(items["partition"])  # in the order of the rows
+    manifest = Manifest(
+        format=FORMAT,
+        table_version=table_version,
+        model_key=model_key,
+        metric="cosine",
+        dimension=dimension,
+        count=len(items),
+        partitions=sizes.field("values").to_pylist(),
+        offsets=[0, *np.cumsum(sizes.field("counts").to_numpy()).tolist()],
+        sha256={name: _sha256(folder / name) for name in _FILES},
+    )
+    (folder / _MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n")
+    return manifest
+
+
+def _write_vectors(table: pa.Table, order: Ints, dimension: int, path: Path) -> None:
+    """Unit vectors [N, d], each written to its place in `order`, a block at a time."""
+    place = np.empty(len(order), np.int64)
+    place[order] = np.arange(len(order))
+    target = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(len(order), dimension))
+    start = 0
+    for batch in table.select(["item_id", "vector"]).to_batches(max_chunksize=_BLOCK):
+        vectors = batch.column("vector").flatten().to_numpy().reshape(-1, dimension)
+        if not np.isfinite(vectors).all():
+            item_id = batch.column("item_id")[int(np.argmin(np.isfinite(vectors).all(axis=1)))].as_py()
+            raise UserError(f"the vector of item {item_id!r} has NaN or infinite values", "embed it again")
+        target[place[start : start + len(vectors)]] = unit(vectors)
+        start += len(vectors)
+    target.flush()
+
+
+def _as_large(table: pa.Table) -> pa.Table:
+    """Strings with 64-bit offsets, so that a column of any size is one piece."""
+    layout = [(f.name, pa.large_string() if pa.types.is_string(f.type) else f.type) for f in table.schema]
+    return table.cast(pa.schema(layout))
+
+
+def _refuse_duplicates(ids: pa.ChunkedArray) -> None:
+    """`ids` are sorted."""
+    same = pc.equal(ids.slice(1), ids.slice(0, max(0, len(ids) - 1)))
+    if pc.any(same).as_py():
+        item_id = ids.slice(1).filter(same)[0].as_py()
+        raise UserError(f"item {item_id!r} occurs twice", "give the current rows of the item table, one for each item")
+
+
+def _read_manifest(folder: Path) -> Manifest:
+    path = folder / _MANIFEST
+    if not path.is_file():
+        raise UserError(f"there is no index in {folder}: {_MANIFEST} is missing", "build it with the index step")
+    try:
+        manifest = Manifest.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise UserError(f"{path} is truncated or altered: {error.errors()[0]['msg']}", _REBUILD) from error
+    if manifest.format != FORMAT or set(manifest.sha256) != set(_FILES):
+        raise UserError(f"{path} has format {manifest.format}, this version reads {FORMAT}", _REBUILD)
+    return manifest
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _stage(folder: str, staging: Path) -> Path:
+    """The local folder of an index. A remote one is copied under the hash of its manifest and appears there at once
+    or not at all, so that processes which load it together do not see half of it."""
+    if storage.is_local(folder):
+        return Path(storage.absolute(folder))
+    manifest = storage.join(folder, _MANIFEST)
+    if not storage.exists(manifest):
+        raise UserError(f"there is no index in {folder}: {_MANIFEST} is missing", "build it with the index step")
+    final = staging / hashlib.sha256(storage.read_bytes(manifest)).hexdigest()[:32]
+    if not final.is_dir():
+        staging.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=staging) as scratch:
+            whole = Path(scratch) / "whole"
+            whole.mkdir()
+            for name in (*_FILES, _MANIFEST):
+                storage.local_copy(storage.join(folder, name), whole)
+            try:
+                os.replace(whole, final)
+            except OSError:
+                if not final.is_dir():  # unless another process was first
+                    raise
+    return final

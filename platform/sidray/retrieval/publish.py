@@ -1,0 +1,95 @@
+"""The publishing steps: final vectors + catalogue -> item table (Lance log) -> FAISS index by partition.
+
+table: items.lance;  index: the folder that PartitionedIndex.load opens. Both carry the model_key of the towers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterator
+
+import lance
+import numpy as np
+import pyarrow as pa
+
+from sidray import storage
+from sidray.data.catalogue import Catalogue
+from sidray.embedding.pool import read_vectors
+from sidray.retrieval import index as index_module
+from sidray.retrieval import item_table
+from sidray.steps import Summary, Work
+
+TABLE_VERSION = 1
+INDEX_VERSION = 1
+BATCH = 2048
+THUMBNAIL = 160  # pixels of the longer side
+
+
+def content_hash(title: str, fields: list[str], partition: str, image: bytes | None) -> str:
+    """What tells an unchanged item from a changed one: everything that enters its vector and its place."""
+    digest = hashlib.sha256()
+    for part in (title.encode(), partition.encode(), *(f.encode() for f in fields), image or b""):
+        digest.update(len(part).to_bytes(8, "little") + part)
+    return digest.hexdigest()[:32]
+
+
+def thumbnail(image: bytes | None) -> bytes | None:
+    """A small JPEG for result pages. The picture was checked at ingest."""
+    if image is None:
+        return None
+    from PIL import Image
+
+    from sidray.data.images import decode_rgb
+
+    picture = Image.fromarray(decode_rgb(image, THUMBNAIL).transpose(1, 2, 0))
+    out = io.BytesIO()
+    picture.save(out, "JPEG", quality=85)
+    return out.getvalue()
+
+
+def publish_table(model_key: str, work: Work) -> Summary:
+    """Inputs: catalogue, embed, and sids when the recipe has them."""
+    catalogue = Catalogue.open(work.inputs["catalogue"])
+    vectors = storage.join(work.inputs["embed"], "items.lance")
+    dimension = lance.dataset(vectors).schema.field("vector").type.list_size
+    uri = work.path("items.lance")
+    storage.delete(uri)  # what a killed attempt left
+    item_table.create(
+        uri, _rows(catalogue, vectors, work.inputs.get("sids"), model_key), dimension, catalogue.text_fields
+    )
+    return {"items": catalogue.n_items, "dimension": dimension, "model_key": model_key}
+
+
+def _rows(catalogue: Catalogue, vectors: str, sids: str | None, model_key: str) -> Iterator[pa.RecordBatch]:
+    columns = ["item_id", "title", "partition", *catalogue.text_fields]
+    codes = lance.dataset(storage.join(sids, "sids.lance")) if sids else None
+    for start in range(0, catalogue.n_items, BATCH):
+        rows = np.arange(start, min(start + BATCH, catalogue.n_items))
+        table = catalogue.items(rows, [*columns, "image"])
+        plain = table.to_pylist()
+        images = [row["image"] for row in plain]
+        texts = [[row[field] or "" for field in catalogue.text_fields] for row in plain]
+        hashes = [
+            content_hash(row["title"], fields, row["partition"], image)
+            for row, fields, image in zip(plain, texts, images, strict=True)
+        ]
+        flat = np.ascontiguousarray(read_vectors(vectors, "vector", rows)).reshape(-1)
+        width = len(flat) // len(rows)
+        out = table.select(columns).append_column("vector", pa.FixedSizeListArray.from_arrays(pa.array(flat), width))
+        out = out.append_column("content_hash", pa.array(hashes)).append_column(
+            "model_key", pa.array([model_key] * len(rows))
+        )
+        out = out.append_column("thumbnail", pa.array([thumbnail(image) for image in images], pa.binary()))
+        if codes is not None:
+            out = out.append_column("sids", codes.take(rows, columns=["sids"])["sids"])
+        yield from out.combine_chunks().to_batches()
+
+
+def build_index(model_key: str, work: Work) -> Summary:
+    """Inputs: table."""
+    table = storage.join(work.inputs["table"], "items.lance")
+    version = int(lance.dataset(storage.absolute(table)).version)
+    columns = item_table.current(table, version)
+    manifest = index_module.build(columns, work.output, version, model_key)
+    return {"items": manifest.count, "partitions": len(manifest.partitions), "dimension": manifest.dimension}

@@ -1,0 +1,121 @@
+"""`sidray run`: a recipe and its variants from raw tables to a searchable index and a report.
+
+    run = run_recipe("smgr-pictograms", ["training.workers=1"]);  print(run.table)
+
+Run folder: <root>/runs/<recipe>-<hash>/ with recipe.yaml, steps.json and report/.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from sidray import storage
+from sidray.cluster import ray_cluster
+from sidray.data.catalogue import Catalogue
+from sidray.evaluation.gallery import GalleryQuery, choose, write_gallery
+from sidray.evaluation.protocol import Result
+from sidray.evaluation.report import table_text, write_report
+from sidray.evaluation.run import RESULT, Clicks, Vectors, top_rows
+from sidray.graph import Graph, build_graph
+from sidray.graph_evaluation import baselines, rows_of
+from sidray.recipe import Recipe, load_recipe, run_folder_name
+from sidray.steps import Step, Store, in_order
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """`folder`: URI of the run; `table`: the results as text; `seconds`: how long this call took."""
+
+    folder: str
+    table: str
+    seconds: float
+
+
+def run_recipe(name: str, overrides: list[str], say: Say = print) -> FinishedRun:
+    """Computes whatever of the recipe is not done yet. UserError for anything the user can mend."""
+    started = time.time()
+    recipe, variants, values = load_recipe(name, overrides)
+    store = Store(recipe.runs.root, say)
+    folder = storage.join(store.root, "runs", run_folder_name(values))
+    graphs = {recipe.label: build_graph(recipe)} | {label: build_graph(each) for label, each in variants.items()}
+    base = baselines(graphs[recipe.label])
+    rows = {label: step for name, graph in graphs.items() for label, step in rows_of(name, graph).items()}
+    index = graphs[recipe.label]["index"]
+    todo = [step for step in in_order({**rows, "index": index, "baselines": base}) if store.manifest(step) is None]
+    if todo:
+        say(f"{len(todo)} steps to compute in {store.root}")
+        with ray_cluster():
+            for step in (*rows.values(), index, base):
+                store.ensure(step)
+    _write_run(folder, values, graphs, store)
+    results = _results(store, base, rows)
+    _report(folder, recipe, graphs, store, results)
+    return FinishedRun(folder, table_text(results), time.time() - started)
+
+
+def _write_run(folder: str, values: dict[str, object], graphs: dict[str, Graph], store: Store) -> None:
+    """recipe.yaml and steps.json: every role of every variant and the step folder that it is."""
+    text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    storage.write_bytes(storage.join(folder, "recipe.yaml"), text.encode())
+    steps = {name: {role: step.folder for role, step in graph.steps.items()} for name, graph in graphs.items()}
+    storage.write_json(storage.join(folder, "steps.json"), steps)
+
+
+def _results(store: Store, base: Step, rows: dict[str, Step]) -> dict[str, Result]:
+    results: dict[str, Result] = {}
+    for name in ("popularity", "BM25"):
+        results[name] = storage.read_json(storage.join(store.output(base), f"{name}.json"))
+    for label, step in sorted(rows.items(), key=lambda row: list(rows).index(row[0])):
+        results[label] = storage.read_json(storage.join(store.output(step), f"{RESULT}.json"))
+    results["oracle"] = storage.read_json(storage.join(store.output(base), "oracle.json"))
+    return results
+
+
+def _report(folder: str, recipe: Recipe, graphs: dict[str, Graph], store: Store, results: dict[str, Result]) -> None:
+    report = storage.join(folder, "report")
+    if storage.exists(storage.join(report, "report.md")):
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        local = Path(scratch)
+        write_report(results, local)
+        _gallery(local / "gallery.html", recipe, graphs, store)
+        _copy_pictures(local, graphs, store)
+        storage.upload(local, report)
+
+
+def _gallery(path: Path, recipe: Recipe, graphs: dict[str, Graph], store: Store) -> None:
+    """The first results of every variant for some queries (figure 3)."""
+    catalogue = Catalogue.open(store.output(graphs[recipe.label]["catalogue"]))
+    clicks = Clicks.of(catalogue, recipe.evaluation)
+    positions = choose(clicks.table, recipe.evaluation.gallery_queries)
+    found = {
+        name: top_rows(clicks, Vectors(store.output(graph["embed"])), positions, recipe.evaluation.gallery_k)
+        for name, graph in graphs.items()
+    }
+    chosen = clicks.table.take(positions).to_pylist()
+    queries = [GalleryQuery(row["query"], row["item_row"], row["partition"]) for row in chosen]
+
+    def item(row: int) -> tuple[str, bytes | None]:
+        values = catalogue.items(np.array([row], np.int64), ["title", "image"]).to_pylist()[0]
+        return values["title"], values["image"]
+
+    write_gallery(path, queries, found, item)
+
+
+def _copy_pictures(local: Path, graphs: dict[str, Graph], store: Store) -> None:
+    """Each stage's curves and the codebooks' health, under the name of variant and step."""
+    for name, graph in graphs.items():
+        for role, step in graph.steps.items():
+            for picture in ("stage.png", "health.png"):
+                uri = storage.join(store.output(step), picture) if store.manifest(step) else ""
+                if uri and storage.exists(uri) and not role.endswith("towers"):
+                    (local / f"{name}-{role}.png").write_bytes(storage.read_bytes(uri))

@@ -1,0 +1,80 @@
+"""The outermost layer of the gateway: admission, the limit on bodies, and the last net under unexpected errors.
+
+Serve's own refusals are plain text and would pass by the API's error format, so the gateway refuses first.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from sidray.serving.messages import Refusal
+from sidray.serving.problems import ApiError, overloaded, response
+
+MAX_BODY_BYTES = 32 * 2**20
+_LOGGER = logging.getLogger("ray.serve")
+_TOO_LARGE = Refusal(413, "body_too_large", f"the body is larger than {MAX_BODY_BYTES:,} bytes")
+_UNEXPECTED = Refusal(500, "internal_error", "an unexpected error; the service's log has its cause")
+
+
+class Guard:
+    """ASGI middleware. Requests below /v1 count; probes always pass."""
+
+    def __init__(self, app: ASGIApp, max_in_flight: int) -> None:
+        self.app = app
+        self.max_in_flight = max_in_flight
+        self.in_flight = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or not scope["path"].startswith("/v1/"):
+            await self._guarded(scope, receive, send)
+        elif self.in_flight >= self.max_in_flight:
+            await response(overloaded())(scope, receive, send)
+        else:
+            self.in_flight += 1
+            try:
+                await self._guarded(scope, receive, send)
+            finally:
+                self.in_flight -= 1
+
+    async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = False
+
+        async def tracked(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            if scope["type"] == "http" and _declared(scope) > MAX_BODY_BYTES:
+                await response(_TOO_LARGE)(scope, receive, send)
+            else:
+                await self.app(scope, _limited(receive), tracked)
+        except Exception:
+            if started or scope["type"] != "http":
+                raise
+            _LOGGER.exception("unexpected error in %s %s", scope["method"], scope["path"])
+            await response(_UNEXPECTED)(scope, receive, send)
+
+
+def _declared(scope: Scope) -> int:
+    """The Content-Length, 0 where there is none to read."""
+    value = Headers(scope=scope).get("content-length", "")
+    return int(value) if value.isascii() and value.isdigit() else 0
+
+
+def _limited(receive: Receive) -> Receive:
+    """Counts the bytes of a body that did not declare its length, or lied."""
+    seen = 0
+
+    async def counted() -> Message:
+        nonlocal seen
+        message = await receive()
+        seen += len(message.get("body", b""))
+        if seen > MAX_BODY_BYTES:
+            raise ApiError(_TOO_LARGE)
+        return message
+
+    return counted

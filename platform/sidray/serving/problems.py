@@ -1,0 +1,79 @@
+"""Every error of the service as JSON {error: {type, code, message, param}}: no traceback, no plain text.
+
+    raise ApiError(Refusal(404, "unknown_partition", "no partition is called 'Mens'", "partition"))
+"""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse, Response
+
+from sidray.serving.messages import Refusal
+from sidray.serving.schemas import Error, ErrorBody
+
+RETRY_AFTER_S = 1
+_TYPES = {404: "not_found_error", 503: "overloaded_error", 504: "timeout_error"}
+_MALFORMED = {"json_invalid", "missing"}  # beside every wrong type
+_MESSAGES = {"extra_forbidden": "unknown field", "missing": "the body is missing or lacks this field"}
+
+
+class ApiError(HTTPException):
+    """An HTTPException, so that FastAPI lets it through wherever it is raised, also while a body is read."""
+
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(refusal.status, refusal.message)
+        self.refusal = refusal
+
+
+def overloaded(message: str = "the service is busy; try again") -> Refusal:
+    return Refusal(503, "overloaded", message)
+
+
+def response(refusal: Refusal, headers: dict[str, str] | None = None) -> Response:
+    """A 503 says when to come back."""
+    kind = _TYPES.get(refusal.status, "server_error" if refusal.status >= 500 else "invalid_request_error")
+    error = Error(type=kind, code=refusal.code, message=refusal.message, param=refusal.param)
+    retry = {"Retry-After": str(RETRY_AFTER_S)} if refusal.status == 503 else {}
+    return JSONResponse(ErrorBody(error=error).model_dump(), refusal.status, {**(headers or {}), **retry})
+
+
+def install(api: FastAPI) -> None:
+    api.add_exception_handler(HTTPException, _on_http_error)
+    api.add_exception_handler(RequestValidationError, _on_invalid)
+
+
+async def _on_http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    if isinstance(error, ApiError):
+        return response(error.refusal)
+    code = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
+    headers = dict(error.headers or {})  # 405 names what is allowed
+    return response(Refusal(error.status_code, code, str(error.detail)), headers)
+
+
+async def _on_invalid(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    return response(refusal_of(error.errors()[0]))
+
+
+def refusal_of(problem: dict[str, Any]) -> Refusal:
+    """400 for a body that is no JSON or has a wrong type, 422 for an impossible value. Values are never echoed."""
+    kind, path = str(problem["type"]), [str(part) for part in problem["loc"] if part != "body"]
+    if kind == "json_invalid":
+        return Refusal(400, "invalid_json", f"the body is not JSON: {problem['ctx']['error']}")
+    if kind == "model_attributes_type" or (kind == "missing" and not path):
+        return Refusal(400, "invalid_body", "the body must be a JSON object, sent with Content-Type: application/json")
+    malformed = kind in _MALFORMED or kind.endswith("_type")
+    param = _printable(path[0]) if path else None
+    message = _MESSAGES.get(kind, str(problem["msg"]))
+    return Refusal(400 if malformed else 422, kind, f"{param}: {message}" if param else message, param)
+
+
+def _printable(name: str) -> str:
+    """A client's own key, short and encodable."""
+    return name[:80].encode(errors="replace").decode()

@@ -1,0 +1,84 @@
+"""What an operator sets of the service: the `args:` of serve/search.yaml. Light: no torch, no Ray.
+
+    settings = build(ServiceSettings, {"run": "sidray-runs/runs/smgr-1a2b", "embedder": {"replicas": 2}}, "serve args")
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from sidray.config import Settings
+
+Count = Annotated[int, Field(ge=1)]
+
+
+class Autoscaling(Settings):
+    """Serve keeps each replica near `target_ongoing_requests`, between the two counts."""
+
+    min_replicas: Annotated[int, Field(ge=0)] = 1
+    max_replicas: Count = 4
+    target_ongoing_requests: Annotated[float, Field(gt=0)] = 8.0
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Autoscaling:
+        if self.min_replicas > self.max_replicas:
+            raise ValueError(f"min_replicas={self.min_replicas} is more than max_replicas={self.max_replicas}")
+        return self
+
+
+class DeploymentSettings(Settings):
+    """`replicas`, or `autoscaling` in their place. A replica works on `max_ongoing` requests at once; behind them
+    `max_queued` wait in each gateway replica, and the next one is answered 503."""
+
+    replicas: Count = 1
+    autoscaling: Autoscaling | None = None
+    cpus: Annotated[float, Field(ge=0)] = 0.5
+    gpus: Annotated[float, Field(ge=0)] = 0.0
+    max_ongoing: Count = 64
+    max_queued: Count = 256
+
+    @model_validator(mode="after")
+    def _scales(self) -> DeploymentSettings:
+        if self.autoscaling and self.autoscaling.target_ongoing_requests >= self.max_ongoing:
+            raise ValueError(
+                f"autoscaling.target_ongoing_requests={self.autoscaling.target_ongoing_requests:g} must be below "
+                f"max_ongoing={self.max_ongoing}: at the limit the deployment would never scale"
+            )
+        return self
+
+
+class EmbedderSettings(DeploymentSettings):
+    """A batch holds `batch_tokens` padded tokens or `batch_pictures` pictures; an idle model waits `batch_wait_ms` for
+    company. `threads` are torch's."""
+
+    cpus: Annotated[float, Field(ge=0)] = 1.0
+    threads: Count = 1
+    batch_tokens: Count = 4096
+    batch_pictures: Count = 16
+    batch_wait_ms: Annotated[float, Field(ge=0)] = 2.0
+
+
+class RecallSettings(DeploymentSettings):
+    """`threads` searches run at once in a replica, each on one core."""
+
+    threads: Count = 1
+
+
+class GatewaySettings(DeploymentSettings):
+    """A replica answers `max_ongoing` requests at once and refuses the next with 503; `timeout_s` is each one's
+    deadline (504)."""
+
+    max_ongoing: Count = 128
+    timeout_s: Annotated[float, Field(gt=0)] = 10.0
+
+
+class ServiceSettings(Settings):
+    """`run`: URI of a finished run; `variant`: one of its variants, "" = the recipe itself."""
+
+    run: str
+    variant: str = ""
+    gateway: GatewaySettings = GatewaySettings()
+    embedder: EmbedderSettings = EmbedderSettings()
+    recall: RecallSettings = RecallSettings()

@@ -1,0 +1,142 @@
+"""The step graph: content-keyed outputs in one store. A rerun is a no-op, a killed run continues where it stopped.
+
+    store = Store("./sidray-runs");  output = store.ensure(step)   # computes `step` and what it needs, once
+
+A step's key is the hash of its name, its configuration, its inputs' keys and the integer VERSION beside its code. The
+output is `<root>/steps/<name>-<key>/<attempt>/`; manifest.json, written last, names the attempt that made it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from sidray import storage
+from sidray.lease import Lease
+
+Summary = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a running step sees: where to write, where its inputs lie, whether it continues a killed attempt."""
+
+    output: str
+    inputs: Mapping[str, str]
+    resumed: bool = False
+
+    def path(self, *parts: str) -> str:
+        return storage.join(self.output, *parts)
+
+
+@dataclass(frozen=True)
+class Step:
+    """A value: two steps with equal key are the same work. `run` writes into `work.output` and returns a summary;
+    `config` is what its result depends on (JSON)."""
+
+    name: str
+    run: Callable[[Work], Summary]
+    config: Mapping[str, Any]
+    version: int
+    inputs: Mapping[str, Step] = field(default_factory=dict)
+
+    @cached_property
+    def key(self) -> str:
+        identity = {
+            "name": self.name,
+            "config": self.config,
+            "version": self.version,
+            "inputs": {role: step.key for role, step in sorted(self.inputs.items())},
+        }
+        text = json.dumps(identity, sort_keys=True, ensure_ascii=False)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @property
+    def folder(self) -> str:
+        return f"{self.name}-{self.key}"
+
+
+def in_order(steps: Mapping[str, Step]) -> list[Step]:
+    """All steps reachable from `steps`, each once, inputs first."""
+    ordered: dict[str, Step] = {}
+
+    def visit(step: Step) -> None:
+        if step.key in ordered:
+            return
+        for needed in step.inputs.values():
+            visit(needed)
+        ordered[step.key] = step
+
+    for step in steps.values():
+        visit(step)
+    return list(ordered.values())
+
+
+class Store:
+    """The outputs under `<root>/steps`; `say` receives one line per event."""
+
+    def __init__(self, root: str, say: Callable[[str], None] = print) -> None:
+        self.root = storage.absolute(root)
+        self.say = say
+
+    def _folder(self, step: Step) -> str:
+        return storage.join(self.root, "steps", step.folder)
+
+    def manifest(self, step: Step) -> dict[str, Any] | None:
+        """The manifest of a finished step, None when it is not done."""
+        uri = storage.join(self._folder(step), "manifest.json")
+        return dict(storage.read_json(uri)) if storage.exists(uri) else None
+
+    def output(self, step: Step) -> str:
+        """URI of a finished step's output. KeyError when it is not done."""
+        manifest = self.manifest(step)
+        if manifest is None:
+            raise KeyError(step.folder)
+        return storage.join(self._folder(step), str(manifest["attempt"]))
+
+    def ensure(self, step: Step) -> str:
+        """Computes the step and whatever it needs, unless they are done; returns the URI of its output."""
+        for needed in in_order({step.name: step}):
+            if self.manifest(needed) is None:
+                self._compute(needed)
+        return self.output(step)
+
+    def _compute(self, step: Step) -> None:
+        folder = self._folder(step)
+        storage.make_folder(folder)
+        with Lease(folder) as lease:
+            if self.manifest(step) is not None:  # another driver finished it while this one asked
+                return
+            self.say(f"{step.name}: {'continues attempt ' + lease.attempt if lease.adopted else 'starts'}")
+            started = time.time()
+            output = storage.join(folder, lease.attempt)
+            storage.make_folder(output)
+            inputs = {role: self.output(needed) for role, needed in step.inputs.items()}
+            summary = step.run(Work(output, inputs, lease.adopted))
+            seconds = time.time() - started
+            manifest = {
+                "name": step.name,
+                "key": step.key,
+                "attempt": lease.attempt,
+                "version": step.version,
+                "config": dict(step.config),
+                "inputs": {role: needed.folder for role, needed in step.inputs.items()},
+                "seconds": round(seconds, 2),
+                "bytes": storage.size_of(output),
+                "finished": time.time(),
+                "summary": summary,
+            }
+            storage.write_json(storage.join(folder, "manifest.json"), manifest)
+        self.say(f"{step.name}: done in {seconds:.1f} s{_brief(summary)}")
+
+
+def _brief(summary: Summary) -> str:
+    """The plain values of a summary on one line."""
+    plain = {k: v for k, v in summary.items() if isinstance(v, int | float | str) and not isinstance(v, bool)}
+    shown = [f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in plain.items()]
+    return " · " + ", ".join(shown) if shown else ""

@@ -1,0 +1,68 @@
+"""The generative SID tasks: doc2docid, SMGR eq. (11), and causal prediction with and without SIDs, eq. (12)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sidray.tasks.base import Metrics, Task
+from sidray.tasks.losses import global_mean
+from sidray.tasks.views import Batch, ItemKind, Views, text_input
+
+
+def next_tokens(batch: Batch, name: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Where `name.target` marks a token, the position before it predicts it: (row [n], position [n], token id [n])."""
+    target = batch[f"{name}.target"][:, 1:]  # [b, T - 1] bool
+    row, position = target.nonzero(as_tuple=True)
+    return row, position, batch[f"{name}.ids"][row, position + 1]
+
+
+class Generative(Task):
+    """Cross-entropy of the marked tokens, averaged over the tokens of the global batch."""
+
+    column: str
+
+    def columns(self, item_kind: ItemKind) -> frozenset[str]:
+        return frozenset({self.column})
+
+    def scores(self, views: Views, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits [n, vocabulary] of the hidden states [n, d], and the targets in that vocabulary."""
+        return views.towers.text.logits(hidden), targets
+
+    def loss(self, views: Views) -> tuple[Tensor, Metrics]:
+        row, position, targets = next_tokens(views.batch, self.column)
+        hidden = views.towers.hidden(text_input(views.batch, self.column))  # [b, T, d]
+        logits, targets = self.scores(views, hidden[row, position], targets)
+        losses = F.cross_entropy(logits.float(), targets, reduction="none")
+        accuracy = (logits.argmax(-1) == targets).float().mean()
+        return global_mean(losses, torch.ones_like(losses)), {"token accuracy": accuracy.detach()}
+
+
+class Doc2DocId(Generative):
+    """The item's text -> its SID tokens. The softmax runs over the SID vocabulary: no text token can follow there."""
+
+    name = "doc2docid"
+    rows = "items"
+    column = "doc2docid"
+
+    def scores(self, views: Views, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        sids = views.towers.text.sids
+        assert sids is not None
+        return sids(hidden=hidden), targets - views.towers.base
+
+
+class Causal(Generative):
+    """The item's text -> the query's tokens."""
+
+    name = "causal"
+    rows = "clicks"
+    column = "causal"
+
+
+class CausalSids(Generative):
+    """The item's text and SIDs -> the query's tokens."""
+
+    name = "causal_sids"
+    rows = "clicks"
+    column = "causal_sids"

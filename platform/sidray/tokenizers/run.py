@@ -1,0 +1,126 @@
+"""The tokenizer steps: fit on the train items' vectors, assign to the whole catalogue cluster-wide.
+
+fit:    tokenizers/<modality>/, vocabulary.json, health.json, health.png
+assign: sids.lance, by item row: sids (9 token numbers), picture_sids (of its picture alone: image and item tokens;
+        empty without one), quantised (the item vector that its codes decode to)
+"""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from sidray import storage
+from sidray.data.catalogue import Catalogue, Rows
+from sidray.embedding.pool import Encoder, encode_rows, read_vectors, vector_column, write_rows
+from sidray.embedding.settings import EmbeddingSettings
+from sidray.errors import UserError
+from sidray.steps import Summary, Work
+from sidray.tokenizers.base import Vectors
+from sidray.tokenizers.fit import fit_modalities, load_all, save_all
+from sidray.tokenizers.health import check, health, plot_health
+from sidray.tokenizers.settings import TokenizerSettings
+from sidray.tokenizers.vocabulary import SidVocabulary
+
+FIT_VERSION = 1
+ASSIGN_VERSION = 1
+MODALITIES = ("text", "image", "item")
+COLUMN = {"text": "text", "image": "image", "item": "vector"}
+MAX_ROWS = 1_000_000  # vectors that a codebook is fitted on: a seeded sample of more
+
+
+def _sample(rows: Rows, seed: int) -> Rows:
+    if len(rows) <= MAX_ROWS:
+        return rows
+    return np.sort(np.random.default_rng(seed).choice(rows, MAX_ROWS, replace=False))
+
+
+def fit(settings: TokenizerSettings, work: Work) -> Summary:
+    """Inputs: catalogue, embed. Only train items enter; held-out items choose the epoch."""
+    catalogue = Catalogue.open(work.inputs["catalogue"])
+    items = storage.join(work.inputs["embed"], "items.lance")
+    train = _sample(catalogue.train_items, settings.seed)
+    held_out = _sample(np.setdiff1d(catalogue.clicks("valid")["item_row"].to_numpy(), catalogue.train_items), 0)
+    vectors = {modality: _vectors(items, modality, train) for modality in MODALITIES}
+    if not len(vectors["image"]):
+        raise UserError("no train item has a picture, so there is nothing to fit image SIDs on", "train on text alone")
+    valid = {m: v for m in MODALITIES if len(held_out) and len(v := _vectors(items, m, held_out))}
+    tokenizers = fit_modalities(vectors, valid, settings)
+    report = health(tokenizers, vectors)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        save_all(tokenizers, folder / "tokenizers")
+        plot_health(report, folder / "health.png")
+        storage.upload(folder, work.output)
+    entries = {modality: settings.entries_of(modality) for modality in MODALITIES}
+    SidVocabulary(levels=settings.levels, entries=entries).save(work.path("vocabulary.json"))
+    storage.write_json(work.path("health.json"), report)
+    check(report, settings)
+    return {"tokens": len(SidVocabulary.load(work.path("vocabulary.json"))), "health": report}
+
+
+def _vectors(items: str, modality: str, rows: Rows) -> Vectors:
+    """Vectors of these items; of the image modality those with a picture."""
+    vectors: Vectors = read_vectors(items, COLUMN[modality], rows)
+    return vectors[np.abs(vectors).sum(1) > 0] if modality == "image" else vectors
+
+
+def sid_count(tokenizers: str | None) -> int:
+    """Number of SID tokens of a tokenizers step; 0 before there are any."""
+    return 0 if tokenizers is None else len(SidVocabulary.load(storage.join(tokenizers, "vocabulary.json")))
+
+
+def assign(embedding: EmbeddingSettings, work: Work) -> Summary:
+    """Inputs: tokenizers, embed."""
+    import lance
+
+    items = storage.join(work.inputs["embed"], "items.lance")
+    total = lance.dataset(items).count_rows()
+    make = functools.partial(_assigner, work.inputs["tokenizers"], items)
+    count = write_rows(work.path("sids.lance"), encode_rows(total, make, embedding))
+    return {"items": count}
+
+
+class Assigner:
+    """Unit vectors of each modality -> SID token numbers; a new item is encoded alone with the same result."""
+
+    def __init__(self, tokenizers: str) -> None:
+        self.tokenizers = load_all(storage.local_folder(tokenizers) / "tokenizers")
+        self.vocabulary = SidVocabulary.load(storage.join(tokenizers, "vocabulary.json"))
+
+    def sids(self, text: Vectors, image: Vectors, item: Vectors) -> Any:
+        """[n, 9] int32; a row of zeros in `image` [n, d] is an item without a picture."""
+        present = np.abs(image).sum(1) > 0
+        vectors = {"text": text, "image": image, "item": item}
+        codes = {modality: self.tokenizers[modality].encode(rows) for modality, rows in vectors.items()}
+        return self.vocabulary.token_ids(codes, present)
+
+    def picture_sids(self, image: Vectors, picture: Vectors) -> list[list[int]]:
+        """The image and item tokens of a picture alone, [] where there is none."""
+        present = np.abs(image).sum(1) > 0
+        codes = {"image": self.tokenizers["image"].encode(image), "item": self.tokenizers["item"].encode(picture)}
+        codes["text"] = np.zeros_like(codes["image"])
+        ids = self.vocabulary.token_ids(codes, present)[:, self.vocabulary.levels :]
+        return [row.tolist() if ok else [] for row, ok in zip(ids, present, strict=True)]
+
+
+def _assigner(tokenizers: str, items: str) -> Encoder:
+    assigner = Assigner(tokenizers)
+
+    def encode(rows: Any) -> pa.Table:
+        text, image, item, picture = (
+            read_vectors(items, name, rows) for name in ("text", "image", "vector", "picture")
+        )
+        columns = {
+            "sids": pa.array(assigner.sids(text, image, item).tolist(), pa.list_(pa.int32())),
+            "picture_sids": pa.array(assigner.picture_sids(image, picture), pa.list_(pa.int32())),
+            "quantised": vector_column(assigner.tokenizers["item"].quantise(item).astype(np.float32)),
+        }
+        return pa.table(columns)
+
+    return encode

@@ -1,0 +1,80 @@
+"""Which rows a stage trains on, in which order, and where it validates: all a pure function of recipe and catalogue."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from sidray.data.catalogue import Catalogue, Rows
+from sidray.data.plan import EpochPlan, one_click_per_item
+from sidray.errors import UserError
+from sidray.training.module import rows_of
+from sidray.training.settings import StageSettings
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The steps of a stage over an epoch plan; `positions` are click rows or item rows (`rows`)."""
+
+    stage: StageSettings
+    catalogue: Catalogue
+    workers: int
+
+    @property
+    def rows(self) -> str:
+        return rows_of(self.stage)
+
+    @property
+    def batch_size(self) -> int:
+        """Global; never more than the rows there are, and a multiple of the workers."""
+        fits = min(self.stage.batch_size, self.n_rows)
+        size = fits - fits % self.workers
+        if size == 0:
+            raise UserError(
+                f"stage {self.stage.name}: {self.n_rows} train rows cannot feed {self.workers} workers", "fewer workers"
+            )
+        return size
+
+    @property
+    def n_rows(self) -> int:
+        per_item = self.rows == "items" or self.stage.rows == "items"
+        return len(self.catalogue.train_items) if per_item else self.catalogue.clicks("train").num_rows
+
+    def plan(self) -> EpochPlan:
+        epochs = self.stage.epochs
+        if self.stage.steps:
+            epochs = self.stage.steps * self.batch_size / self.n_rows
+        return EpochPlan(self.n_rows, self.batch_size, max(1, int(np.ceil(epochs))), self.stage.seed)
+
+    @property
+    def steps(self) -> int:
+        """Steps of the whole stage: `steps`, or `epochs` (a fraction is possible) of the train rows."""
+        return self.stage.steps or max(1, int(np.ceil(self.stage.epochs * self.n_rows / self.batch_size)))
+
+    def positions(self, start: int, rank: int) -> Rows:
+        """[steps - start, batch_size / workers] rows of this rank from step `start` on."""
+        plan = self.plan()
+        index = plan.slice(start, rank, self.workers)[: self.steps - start]
+        if self.rows == "items":
+            return self.catalogue.train_items[index]
+        if self.stage.rows == "items":
+            epochs = plan.epochs_of(start, rank, self.workers)[: self.steps - start]
+            offsets, clicks = self.catalogue.train_clicks_of_item()
+            return one_click_per_item(index, epochs, offsets, clicks, self.stage.seed)
+        train = self.catalogue.clicks("train")["click_row"].to_numpy()
+        return np.asarray(train, np.int64)[index]
+
+    def validation_steps(self) -> list[int]:
+        """After which steps (counted from 1) the stage validates and checkpoints: evenly, the last one at the end."""
+        count = min(self.stage.validations, self.steps)
+        return sorted({round(self.steps * (i + 1) / count) for i in range(count)})
+
+    def validation_rows(self, limit: int, rank: int) -> Rows:
+        """This rank's share of at most `limit` validation rows, the same number on every rank (a seeded sample)."""
+        clicks = self.catalogue.clicks("valid")
+        column = "item_row" if self.rows == "items" else "click_row"
+        rows = np.unique(clicks[column].to_numpy().astype(np.int64))
+        rows = np.random.default_rng(0).permutation(rows)[:limit]
+        share = len(rows) // self.workers
+        return rows[rank * share : (rank + 1) * share]

@@ -1,0 +1,73 @@
+"""The training sections of a recipe: how workers run, and what a stage is. Light: no torch here."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, get_args
+
+from pydantic import Field, model_validator
+
+from sidray.config import Settings
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(gt=0)]
+TaskName = Literal[
+    "query2text", "image2text", "query2image", "query2item", "query2item_hard", "doc2docid", "causal", "causal_sids"
+]
+Part = Literal["text", "image", "mlp", "sids"]
+
+
+class TrainingSettings(Settings):
+    """Ray Train workers and the DeepSpeed engine in each. `threads` are torch's per worker (0 = its CPUs, at least 1).
+
+    These do not change what is computed beyond rounding, except `precision`."""
+
+    workers: Positive = 1
+    cpus_per_worker: Annotated[float, Field(gt=0)] = 1.0
+    gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
+    threads: Annotated[int, Field(ge=0)] = 0
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    precision: Literal["fp32", "bf16"] = "fp32"
+    clip: Annotated[float, Field(gt=0)] = 1.0
+    chunk: Annotated[int, Field(ge=0)] = 0
+    max_failures: Annotated[int, Field(ge=0)] = 2
+    valid_rows: Positive = 1024
+
+
+class StageSettings(Settings):
+    """A stage: weighted tasks, what is trainable, a fresh optimiser and schedule, and its length.
+
+    `rows`: "clicks" = every train click is a row; "items" = every train item is, with one of its train clicks drawn
+    anew each epoch. `item`: what an item's vector is made of. `epochs` or `steps` gives the length."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9_-]+$")]
+    tasks: Annotated[dict[TaskName, float], Field(min_length=1)]
+    item: Literal["fused", "text", "sids"] = "fused"
+    rows: Literal["clicks", "items"] = "clicks"
+    train: list[Part] = Field(default_factory=lambda: list(get_args(Part)))
+    batch_size: Positive = 64
+    epochs: Annotated[float, Field(gt=0)] = 1.0
+    steps: Annotated[int, Field(ge=0)] = 0
+    lr: Annotated[float, Field(gt=0)] = 1e-4
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    warmup: Fraction = 0.1
+    tau: Annotated[float, Field(gt=0)] = 0.05
+    validations: Positive = 3
+    drop_text: Fraction = 0.0
+    hard_negatives: Positive = 4
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _fits(self) -> StageSettings:
+        if "query2item_hard" in self.tasks and self.item != "sids":
+            raise ValueError("task query2item_hard reads items as text + SIDs: set item: sids")
+        if self.drop_text and self.item != "sids":
+            raise ValueError("drop_text leaves an item its SIDs alone: it needs item: sids")
+        return self
+
+    @property
+    def uses_sids(self) -> bool:
+        return self.item == "sids" or any(task in {"doc2docid", "causal_sids"} for task in self.tasks)
+
+    @property
+    def uses_negatives(self) -> bool:
+        return "query2item_hard" in self.tasks

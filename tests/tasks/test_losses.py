@@ -1,0 +1,132 @@
+"""InfoNCE against float64 written out, its masks, and one loss whatever the number of processes and chunks."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from torch import Tensor
+
+from sidray.tasks import TASKS, make_task
+from sidray.tasks.losses import hard_info_nce, info_nce
+from sidray.tasks.views import Views
+from sidray.training.module import StageModule
+from sidray.training.settings import StageSettings
+from tests.models.tiny import random_batch, tiny_towers
+
+CONTRASTIVE = ["query2text", "image2text", "query2image", "query2item"]
+ROWS = 12
+
+
+def by_hand(a: Tensor, p: Tensor, tau: float, out: Tensor, valid: Tensor) -> float:
+    """Eq. (4) in float64, one row after the other."""
+    a, p = a.double(), p.double()
+    losses = []
+    for i in range(len(a)):
+        if not valid[i]:
+            continue
+        s = [float(a[i] @ p[j] / a[i].norm() / p[j].norm() / tau) for j in range(len(p))]
+        kept = [s[j] for j in range(len(p)) if j == i or (not out[i, j] and valid[j])]
+        losses.append(-s[i] + math.log(sum(math.exp(x) for x in kept)))
+    return sum(losses) / len(losses)
+
+
+def test_info_nce_is_equation_4() -> None:
+    g = torch.Generator().manual_seed(1)
+    a, p = torch.randn(7, 5, generator=g), torch.randn(7, 5, generator=g)
+    out = torch.rand(7, 7, generator=g) < 0.3
+    valid = torch.tensor([1, 1, 0, 1, 1, 0, 1]).bool()
+    loss, better = info_nce(a, p, 0.05, out, valid)
+    assert loss.item() == pytest.approx(by_hand(a, p, 0.05, out, valid), rel=1e-5)
+    everything = torch.ones(7, dtype=torch.bool)
+    plain, better = info_nce(a, p, 0.05)
+    assert plain.item() == pytest.approx(by_hand(a, p, 0.05, ~everything[:, None].expand(7, 7), everything), rel=1e-5)
+    scores = torch.nn.functional.normalize(a, dim=-1) @ torch.nn.functional.normalize(p, dim=-1).T
+    assert better.tolist() == [int((row > row[i]).sum()) for i, row in enumerate(scores)]
+
+
+def test_an_equal_score_ranks_above_the_positive() -> None:
+    """A model that maps everything to one point must not look perfect."""
+    _, better = info_nce(torch.ones(4, 3), torch.ones(4, 3), 0.05)
+    assert better.tolist() == [3, 3, 3, 3]
+
+
+def test_hard_negatives_by_hand() -> None:
+    q, p = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[1.0, 0.0], [1.0, 1.0]])
+    negatives = torch.tensor([[[0.0, 1.0], [1.0, 1.0]], [[1.0, 0.0], [1.0, 0.0]]])
+    valid = torch.tensor([[True, False], [False, False]])
+    want = math.log(1 + math.exp((0 - 1) / 0.5))  # row 0 against its first negative alone; row 1 has none
+    assert hard_info_nce(q, p, negatives, valid, 0.5).item() == pytest.approx(want, rel=1e-6)
+
+
+def test_each_task_masks_by_its_own_rule(tmp_path: Path) -> None:
+    towers = tiny_towers(tmp_path, 9)
+    batch = random_batch(towers, ROWS)
+    views = Views(towers, batch, "fused")
+    rule = {name: make_task(name, 0.05).false_negatives(views) for name in CONTRASTIVE}
+    text, image, item = batch["text_group"], batch["image_group"], batch["item_row"]
+    for name in ("query2text", "image2text"):
+        assert torch.equal(rule[name], text[:, None] == text[None])
+    assert torch.equal(rule["query2image"], image[:, None] == image[None])
+    clicked = torch.stack([torch.isin(item, known) for known in batch["query.clicked"]])
+    assert torch.equal(rule["query2item"], clicked | (item[:, None] == item[None]))
+    assert not torch.equal(rule["query2item"], rule["query2text"])  # equal texts stay negatives there
+
+
+def stage(item: str = "fused") -> StageSettings:
+    return StageSettings(name="joint", tasks=dict.fromkeys(CONTRASTIVE, 1.0), item=item)  # type: ignore[arg-type]
+
+
+def gradients(folder: str, chunk: int, rank: int = 0, world: int = 1) -> tuple[float, dict[str, Tensor]]:
+    """Loss and gradients of the global batch as a data-parallel engine would average them."""
+    torch.manual_seed(0)
+    towers = tiny_towers(Path(folder), 9)
+    module = StageModule(towers, stage(), chunk)
+    share = ROWS // world
+    batch = {k: v[rank * share : (rank + 1) * share] for k, v in random_batch(towers, ROWS).items()}
+    loss, _ = module(batch)
+    loss.backward()
+    found = {n: p.grad.clone() / world for n, p in towers.named_parameters() if p.grad is not None}
+    total = loss.detach() / world
+    if world > 1:
+        for value in (total, *found.values()):
+            torch.distributed.all_reduce(value)
+    return total.item(), found
+
+
+def _process(rank: int, folder: str, port: int) -> None:
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
+    loss, found = gradients(folder, chunk=2, rank=rank, world=2)
+    if rank == 0:
+        torch.save({"loss": loss, "gradients": found}, f"{folder}/two.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_one_process_two_processes_and_chunks_agree(tmp_path: Path) -> None:
+    """Loss and every gradient to 1e-5: 1 process whole, 1 process in chunks, 2 processes in chunks."""
+    import socket
+
+    whole_loss, whole = gradients(str(tmp_path), chunk=0)
+    chunked_loss, chunked = gradients(str(tmp_path), chunk=5)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(_process, args=(str(tmp_path), port), nprocs=2)
+    two = torch.load(tmp_path / "two.pt", weights_only=True)
+    assert chunked_loss == pytest.approx(whole_loss, abs=1e-5)
+    assert two["loss"] == pytest.approx(whole_loss, abs=1e-5)
+    assert set(whole) == set(chunked) == set(two["gradients"])
+    for name, gradient in whole.items():
+        torch.testing.assert_close(chunked[name], gradient, atol=1e-5, rtol=1e-4, msg=name)
+        torch.testing.assert_close(two["gradients"][name], gradient, atol=1e-5, rtol=1e-4, msg=name)
+
+
+def test_every_task_has_a_name_and_columns() -> None:
+    for name in TASKS:
+        assert make_task(name, 0.05).columns("sids" if name == "query2item_hard" else "fused")

@@ -1,0 +1,93 @@
+"""Recipes: extends, overrides, and errors that name the dotted path and the nearest known key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from sidray.config import load_yaml, merge, shipped
+from sidray.errors import UserError
+from sidray.recipe import from_values, load_recipe, run_folder_name
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_every_shipped_recipe_loads_and_survives_its_own_dump(name: str) -> None:
+    recipe, variants, values = load_recipe(name, ["data.folder=x"] if "hm" in name else [])
+    again, variants_again, values_again = from_values(yaml.safe_load(yaml.safe_dump(values)), name)
+    assert (again, variants_again, values_again) == (recipe, variants, values)
+
+
+def test_extends_and_overrides(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text(
+        "name: a\ntraining: {workers: 3, clip: 2.0}\nstages: [{name: s, tasks: {causal: 1}}]"
+    )
+    (tmp_path / "own.yaml").write_text("extends: base.yaml\ntraining: {workers: 4}")
+    recipe, _, _ = load_recipe(str(tmp_path / "own.yaml"), ["model.mlp=[8, 4]", "training.zero_stage=2"])
+    assert (recipe.training.workers, recipe.training.clip, recipe.training.zero_stage) == (4, 2.0, 2)
+    assert recipe.model.mlp == [8, 4]
+
+
+def test_variants_start_from_another(tmp_path: Path) -> None:
+    values = load_yaml("smgr-debug")
+    values["variants"] = {
+        "a": {"stages": [{"name": "x", "tasks": {"query2item": 1}}]},
+        "b": {"like": "a", "model": {"mlp": [4]}},
+    }
+    _, variants, _ = from_values(values, "test")
+    assert variants["b"].stages == variants["a"].stages
+    assert variants["b"].model.mlp == [4]
+    values["variants"]["a"]["like"] = "b"
+    with pytest.raises(UserError, match=r"names another|name another"):
+        from_values(values, "test")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("training.worker=2", r"training.worker: unknown key \(did you mean 'workers'\?\)"),
+        ("model.text.frozen_layer=2", r"model.text.frozen_layer: unknown key \(did you mean 'frozen_layers'\?\)"),
+        ("training.workers=two", r"training.workers: .*integer.*\(given: 'two'\)"),
+        ("training.workers=0", r"training.workers: .*greater than 0"),
+        ("stages=[{name: a, tasks: {query2txt: 1}}]", r"stages.0.tasks.query2txt"),
+        ("stages=[]", "at least one entry in stages"),
+        ("stages=[{name: a, tasks: {causal_sids: 1}}]", "stage a needs SIDs"),
+        ("data.source=picograms", r"data.source: .*'pictograms'"),
+        ("nonsense", "not of the form"),
+    ],
+)
+def test_bad_keys_name_their_place(override: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load_recipe("smgr-debug", [override])
+
+
+def test_unknown_recipe_names_the_nearest() -> None:
+    with pytest.raises(UserError, match="did you mean 'smgr-debug'"):
+        load_recipe("smgr-debg", [])
+    with pytest.raises(UserError, match="does not exist"):
+        load_recipe("no/such/file.yaml", [])
+
+
+def test_a_recipe_file_that_is_not_yaml(tmp_path: Path) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text("a: [1,\nb")
+    with pytest.raises(UserError, match="not YAML"):
+        load_recipe(str(path), [])
+    path.write_text("- 1")
+    with pytest.raises(UserError, match="holds a list"):
+        load_recipe(str(path), [])
+    path.write_text(f"extends: {path.name}")
+    with pytest.raises(UserError, match="extends itself"):
+        load_recipe(str(path), [])
+
+
+def test_merge_replaces_lists_and_merges_mappings() -> None:
+    assert merge({"a": {"b": 1, "c": [1, 2]}}, {"a": {"c": [3]}}) == {"a": {"b": 1, "c": [3]}}
+
+
+def test_the_run_folder_depends_on_every_value() -> None:
+    _, _, one = load_recipe("smgr-debug", [])
+    _, _, two = load_recipe("smgr-debug", ["training.clip=0.5"])
+    assert run_folder_name(one) != run_folder_name(two)
+    assert run_folder_name(one) == run_folder_name(load_recipe("smgr-debug", [])[2])

@@ -1,0 +1,128 @@
+"""The step store: keys, reruns, killed attempts, two drivers on one step, unwritable folders."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sidray import storage
+from sidray.errors import UserError
+from sidray.lease import EXPIRY_S, Lease
+from sidray.steps import Step, Store, Work, in_order
+
+
+def make(name: str, calls: list[str], config: dict[str, Any] | None = None, version: int = 1, **inputs: Step) -> Step:
+    def run(work: Work) -> dict[str, Any]:
+        calls.append(name)
+        storage.write_json(work.path("out.json"), {"of": sorted(work.inputs), "resumed": work.resumed})
+        return {"calls": len(calls)}
+
+    return Step(name, run, config or {}, version, inputs)
+
+
+def quiet(root: Path) -> Store:
+    return Store(str(root), say=lambda line: None)
+
+
+def test_a_rerun_is_a_no_op_and_a_change_reruns_what_depends_on_it(tmp_path: Path) -> None:
+    calls: list[str] = []
+    store = quiet(tmp_path)
+
+    def chain(number: int) -> Step:
+        a = make("a", calls, {"n": 0})
+        b = make("b", calls, {"n": number}, a=a)
+        return make("c", calls, {}, b=b)
+
+    first = store.ensure(chain(1))
+    assert calls == ["a", "b", "c"]
+    assert store.ensure(chain(1)) == first
+    assert calls == ["a", "b", "c"]
+    assert store.ensure(chain(2)) != first
+    assert calls == ["a", "b", "c", "b", "c"]
+    manifest = store.manifest(chain(1))
+    assert manifest is not None
+    assert set(manifest) >= {"name", "key", "attempt", "inputs", "seconds", "bytes", "summary"}
+
+
+def test_the_key_depends_on_all_four_and_on_nothing_else() -> None:
+    calls: list[str] = []
+    base = make("a", calls, {"x": 1})
+    assert make("a", calls, {"x": 1}).key == base.key
+    others = [
+        make("b", calls, {"x": 1}),
+        make("a", calls, {"x": 2}),
+        make("a", calls, {"x": 1}, 2),
+        make("a", calls, {"x": 1}, i=base),
+    ]
+    assert len({base.key, *(step.key for step in others)}) == 5
+
+
+def test_shared_steps_are_listed_once() -> None:
+    calls: list[str] = []
+    a = make("a", calls)
+    b, c = make("b", calls, a=a), make("c", calls, a=make("a", calls))
+    assert [step.name for step in in_order({"b": b, "c": c})] == ["a", "b", "c"]
+
+
+def test_a_failed_step_is_not_done_and_its_attempt_is_adopted(tmp_path: Path) -> None:
+    store = quiet(tmp_path)
+    seen: list[tuple[str, bool]] = []
+
+    def run(work: Work) -> dict[str, Any]:
+        seen.append((work.output, work.resumed))
+        if len(seen) == 1:
+            raise RuntimeError("killed")
+        return {}
+
+    step = Step("a", run, {}, 1)
+    with pytest.raises(RuntimeError):
+        store.ensure(step)
+    assert store.manifest(step) is None
+    output = store.ensure(step)
+    assert seen == [(output, False), (output, True)]
+
+
+def test_a_second_driver_is_told_the_owner(tmp_path: Path) -> None:
+    sleeper = subprocess.Popen(
+        [sys.executable, "-c", "import sys; print('up', flush=True); sys.stdin.read()"], stdin=-1, stdout=-1
+    )
+    assert sleeper.stdout is not None
+    sleeper.stdout.readline()
+    with open(f"/proc/{sleeper.pid}/stat") as stat:
+        started = stat.read().rsplit(")", 1)[1].split()[19]
+    lease = {"owner": f"process {sleeper.pid}", "host": socket.gethostname(), "pid": sleeper.pid, "started": started}
+    path = tmp_path / "lease.json"
+    path.write_text(json.dumps({**lease, "lease": "x", "attempt": "abc", "heartbeat": time.time()}))
+    try:
+        with pytest.raises(UserError, match=f"being computed by process {sleeper.pid}"):
+            Lease(str(tmp_path))
+        path.write_text(json.dumps({**lease, "lease": "x", "attempt": "abc", "heartbeat": time.time() - EXPIRY_S - 1}))
+        assert Lease(str(tmp_path)).adopted  # its heart has stopped
+    finally:
+        sleeper.kill()
+        sleeper.wait()
+    path.write_text(json.dumps({**lease, "lease": "x", "attempt": "abc", "heartbeat": time.time()}))
+    with Lease(str(tmp_path)) as adopted:  # the process of this machine is gone
+        assert adopted.attempt == "abc"
+    path.write_text(
+        json.dumps({**lease, "host": "elsewhere", "lease": "x", "attempt": "abc", "heartbeat": time.time()})
+    )
+    with pytest.raises(UserError, match="being computed by"):
+        Lease(str(tmp_path))
+
+
+def test_an_unwritable_folder_and_a_full_disk_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot write .*file/steps/a-.*\n.*remedy"):
+        quiet(tmp_path / "file").ensure(make("a", []))
+    with pytest.raises(UserError, match="No space left"), storage.write_errors("s3://bucket/x"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
