@@ -29,6 +29,15 @@ def ray_session() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
+def debug_run(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The run folder of `sidray run smgr-debug`, computed once for all tests."""
+    from sidray.run import run_recipe
+
+    root = tmp_path_factory.mktemp("runs")
+    return run_recipe("smgr-debug", [f"runs.root={root}"], say=lambda line: None).folder
+
+
+@pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Real data for tests; they skip where it is absent."""
     if not SHARED_DATA.is_dir():

@@ -53,6 +53,7 @@ def test_variants_start_from_another(tmp_path: Path) -> None:
         ("stages=[{name: a, tasks: {query2txt: 1}}]", r"stages.0.tasks.query2txt"),
         ("stages=[]", "at least one entry in stages"),
         ("stages=[{name: a, tasks: {causal_sids: 1}}]", "stage a needs SIDs"),
+        ("model.image.weights=none", "stage image2text needs pictures"),
         ("data.source=picograms", r"data.source: .*'pictograms'"),
         ("nonsense", "not of the form"),
     ],

@@ -34,7 +34,7 @@ def batch_embed(run: RunFolder, items: str, out: str) -> Summary:
     summary = ingest(settings, work, require_clicks=False)
     catalogue = Catalogue.open(work)
     make = functools.partial(_encoder, run, catalogue)
-    tables = encode_rows(catalogue.n_items, make, run.recipe.embedding)
+    tables = encode_rows("embed", catalogue.n_items, make, run.recipe.embedding)
     target = storage.join(storage.absolute(out), "items.parquet")
     _write(target, tables)
     seconds = time.time() - started

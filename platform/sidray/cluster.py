@@ -26,6 +26,12 @@ _ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",  # the bars of loading a file; long work has its own
 }
+_LOCAL_ENVIRONMENT = {  # of a cluster that this process starts for itself: no preemption to watch, nobody to scrape
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_ENABLE_STATE_ACTOR_RECONCILIATION": "0",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+}
 
 
 def _has_gpu() -> bool:
@@ -53,6 +59,8 @@ def ray_cluster() -> Iterator[None]:
     if os.environ.get("RAY_ADDRESS"):
         ray.init(**quiet)
     else:
+        for name, value in _LOCAL_ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
         # One logical CPU above the cores: a 2-core laptop holds two workers and their data tasks.
         ray.init(num_cpus=max(3, (os.cpu_count() or 1)), include_dashboard=False, **quiet)
     try:

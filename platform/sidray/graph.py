@@ -26,17 +26,16 @@ from sidray.embedding.run import embed_step
 from sidray.errors import UserError
 from sidray.models.run import image_weights, text_weights
 from sidray.models.weights import IMAGE_VERSION, TEXT_VERSION
-from sidray.recipe import Recipe, from_values
+from sidray.recipe import NO_IMAGES, Recipe, from_values
 from sidray.retrieval.negatives import VERSION as NEGATIVES_VERSION
 from sidray.retrieval.negatives import mine
 from sidray.retrieval.publish import INDEX_VERSION, TABLE_VERSION, build_index, publish_table
 from sidray.steps import Step, Summary, Work
 from sidray.tokenizers.run import ASSIGN_VERSION, FIT_VERSION, assign, fit
-from sidray.training.run import stage_step
+from sidray.training.run import StageRun
 from sidray.training.settings import StageSettings
 from sidray.training.stage import VERSION as STAGE_VERSION
 
-NO_IMAGES = "none"  # model.image.weights of a text-only model
 Run = Callable[[Work], Summary]
 
 
@@ -156,7 +155,7 @@ class _Builder:
             "shuffle": recipe.controls.shuffle_images,
         }
         inputs = self._same(*_SOURCES, *extra) | ({"start": start} if start else {})
-        role = self._add(f"stage-{stage.name}", partial(stage_step, stage, recipe), STAGE_VERSION, config, inputs)
+        role = self._add(f"stage-{stage.name}", StageRun(stage, recipe), STAGE_VERSION, config, inputs)
         if stage.name in recipe.evaluation.after:
             self._embed(f"after-{stage.name}", role, stage.item, extra)
         return role

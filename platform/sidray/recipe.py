@@ -20,6 +20,8 @@ from sidray.models.settings import ModelSettings
 from sidray.tokenizers.settings import TokenizerSettings
 from sidray.training.settings import StageSettings, TrainingSettings
 
+NO_IMAGES = "none"  # model.image.weights of a text-only model
+
 
 class RunsSettings(Settings):
     """Where steps and runs are kept: any URI that pyarrow.fs opens."""
@@ -71,14 +73,17 @@ class Recipe(Settings):
         early = [stage.name for stage in self.stages if stage.uses_sids or stage.uses_negatives]
         if early:
             raise ValueError(f"stage {early[0]} needs SIDs, which exist only in sid_stages")
+        if self.model.image.weights == NO_IMAGES and (name := self._stage_with_images()):
+            raise ValueError(f"{name} needs pictures, and model.image.weights is {NO_IMAGES!r}")
         return self
 
-    @property
-    def uses_images(self) -> bool:
-        """Whether any pretraining stage reads pictures."""
-        tasks = {task for stage in self.stages for task in stage.tasks}
-        fused = any(stage.item == "fused" and "query2item" in stage.tasks for stage in self.stages)
-        return fused or bool(tasks & {"image2text", "query2image"}) or bool(self.sid_stages) or bool(self.init_from)
+    def _stage_with_images(self) -> str:
+        """The first stage that reads pictures, "" when there is none."""
+        for stage in self.stages:
+            fused = stage.item == "fused" and "query2item" in stage.tasks
+            if fused or {"image2text", "query2image"} & set(stage.tasks):
+                return f"stage {stage.name}"
+        return "the section sid_stages" if self.sid_stages else ""
 
     def dump(self) -> Values:
         """JSON values with every default spelled out."""

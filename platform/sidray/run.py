@@ -54,7 +54,7 @@ def run_recipe(name: str, overrides: list[str], say: Say = print) -> FinishedRun
     if todo:
         say(f"{len(todo)} steps to compute in {store.root}")
         with ray_cluster():
-            for step in (*rows.values(), index, base):
+            for step in (index, base, *rows.values()):
                 store.ensure(step)
     _write_run(folder, values, graphs, store)
     results = _results(store, base, rows)

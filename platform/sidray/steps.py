@@ -11,7 +11,9 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -32,6 +34,18 @@ class Work:
 
     def path(self, *parts: str) -> str:
         return storage.join(self.output, *parts)
+
+
+class Chained(ABC):
+    """Work that costs less in one go with its successors: consecutive stages share one group of training workers."""
+
+    def __call__(self, work: Work) -> Summary:
+        return self.together([self], [work])[0]
+
+    @abstractmethod
+    def together(self, runs: Sequence[Any], works: Sequence[Work]) -> list[Summary]:
+        """Runs all of `runs` (this one first, each the input of the next) into their outputs. A summary may bring
+        its own `seconds`."""
 
 
 @dataclass(frozen=True)
@@ -101,38 +115,66 @@ class Store:
 
     def ensure(self, step: Step) -> str:
         """Computes the step and whatever it needs, unless they are done; returns the URI of its output."""
-        for needed in in_order({step.name: step}):
-            if self.manifest(needed) is None:
-                self._compute(needed)
+        pending = [needed for needed in in_order({step.name: step}) if self.manifest(needed) is None]
+        while pending:
+            chain = _chain(pending)
+            self._compute(chain)
+            pending = pending[len(chain) :]
         return self.output(step)
 
-    def _compute(self, step: Step) -> None:
-        folder = self._folder(step)
-        storage.make_folder(folder)
-        with Lease(folder) as lease:
-            if self.manifest(step) is not None:  # another driver finished it while this one asked
+    def _compute(self, chain: list[Step]) -> None:
+        with ExitStack() as leases:
+            for step in chain:
+                storage.make_folder(self._folder(step))
+            held = [leases.enter_context(Lease(self._folder(step))) for step in chain]
+            if self.manifest(chain[-1]) is not None:  # another driver finished it while this one asked
                 return
-            self.say(f"{step.name}: {'continues attempt ' + lease.attempt if lease.adopted else 'starts'}")
-            started = time.time()
-            output = storage.join(folder, lease.attempt)
-            storage.make_folder(output)
-            inputs = {role: self.output(needed) for role, needed in step.inputs.items()}
-            summary = step.run(Work(output, inputs, lease.adopted))
-            seconds = time.time() - started
-            manifest = {
-                "name": step.name,
-                "key": step.key,
-                "attempt": lease.attempt,
-                "version": step.version,
-                "config": dict(step.config),
-                "inputs": {role: needed.folder for role, needed in step.inputs.items()},
-                "seconds": round(seconds, 2),
-                "bytes": storage.size_of(output),
-                "finished": time.time(),
-                "summary": summary,
-            }
-            storage.write_json(storage.join(folder, "manifest.json"), manifest)
+            outputs: dict[str, str] = {}
+            works = []
+            for step, lease in zip(chain, held, strict=True):
+                self.say(f"{step.name}: {'continues attempt ' + lease.attempt if lease.adopted else 'starts'}")
+                output = storage.join(self._folder(step), lease.attempt)
+                storage.make_folder(output)
+                inputs = {role: outputs.get(n.key) or self.output(n) for role, n in step.inputs.items()}
+                works.append(Work(output, inputs, lease.adopted))
+                outputs[step.key] = output
+            self._run(chain, works)
+
+    def _run(self, chain: list[Step], works: list[Work]) -> None:
+        started = time.time()
+        first = chain[0].run
+        if isinstance(first, Chained):
+            summaries = first.together([step.run for step in chain], works)
+        else:
+            summaries = [first(works[0])]
+        elapsed = time.time() - started
+        for step, work, summary in zip(chain, works, summaries, strict=True):
+            seconds = summary.pop("seconds", elapsed)
+            self._finish(step, work, summary, seconds)
+
+    def _finish(self, step: Step, work: Work, summary: Summary, seconds: float) -> None:
+        manifest = {
+            "name": step.name,
+            "key": step.key,
+            "attempt": work.output.rsplit("/", 1)[1],
+            "version": step.version,
+            "config": dict(step.config),
+            "inputs": {role: needed.folder for role, needed in step.inputs.items()},
+            "seconds": round(seconds, 2),
+            "bytes": storage.size_of(work.output),
+            "finished": time.time(),
+            "summary": summary,
+        }
+        storage.write_json(storage.join(self._folder(step), "manifest.json"), manifest)
         self.say(f"{step.name}: done in {seconds:.1f} s{_brief(summary)}")
+
+
+def _chain(pending: list[Step]) -> list[Step]:
+    """The first pending step (inputs come first) and, if it is chained, the chained ones right after it."""
+    length = 1
+    while isinstance(pending[0].run, Chained) and length < len(pending) and isinstance(pending[length].run, Chained):
+        length += 1
+    return pending[:length]
 
 
 def _brief(summary: Summary) -> str:

@@ -26,12 +26,13 @@ from tests.data.makers import click_rows, item_rows, write
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 
 
-def test_ray_and_this_process_agree(tmp_path: Path) -> None:
-    """Several files with several row groups, some rows bad: the same rows, reasons and order."""
+@pytest.mark.parametrize("row_group_size", [7, 100], ids=["many units, one kind of task", "few units, two kinds"])
+def test_ray_and_this_process_agree(tmp_path: Path, row_group_size: int) -> None:
+    """Several files, some rows bad: the same rows, reasons and order."""
     rows = item_rows(90)
     rows[13]["image"], rows[50]["title"], rows[77]["item_id"] = b"bad", None, ""
     for part, start in enumerate(range(0, 90, 30)):
-        write(rows[start : start + 30], tmp_path / "items" / f"{part}.parquet", row_group_size=7)
+        write(rows[start : start + 30], tmp_path / "items" / f"{part}.parquet", row_group_size=row_group_size)
     settings = DataSettings(source="tables", items=str(tmp_path / "items"))
     table = open_table(settings.items, "items")
     wanted = [row for block in blocks_in_this_process(table, settings) for row in block.to_pylist()]

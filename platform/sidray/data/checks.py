@@ -1,6 +1,9 @@
-"""What makes a row of the item table usable: the rules of the contract, applied to one block inside a Ray Data task.
+"""What runs inside the Ray Data tasks of the ingest: reading item rows, and the rules that make one usable.
 
-checked = check_items(block, settings, base="s3://shop/items")  # item_schema + _unit, _row, _reason
+    for block in read_items(table, 0, settings):
+        checked = check_items(block, settings, table)  # item_schema + _unit, _row, _reason
+
+Imports neither lance nor torch: a task starts in half the time.
 """
 
 from __future__ import annotations
@@ -45,16 +48,16 @@ def read_items(table: TableFiles, number: int, settings: DataSettings) -> Iterat
         row += batch.num_rows
 
 
-def check_items(block: pa.Table, settings: DataSettings, base: str) -> pa.Table:
+def check_items(block: pa.Table, settings: DataSettings, table: TableFiles) -> pa.Table:
     """item_schema's columns with _unit, _row and _reason (null: the row is good), one row for each of the block.
 
-    base: the table's URI; relative image URIs start at its folder."""
+    Relative image URIs start at the folder of the table's files."""
     rows = block.num_rows
     reasons = Reasons(rows)
     items = conform(block, "items", settings, reasons)
     reasons.add(blank(items["item_id"]), "null or empty item_id")
     reasons.add(blank(items["title"]), "null or empty title")
-    images = _images(items, base, reasons)
+    images = _images(items, table, reasons)
     reasons.add_each([None if data is None else check_image(data, settings.max_image_pixels) for data in images])
     kept = [data if good else None for data, good in zip(images, reasons.good, strict=True)]
     empty = pa.array([""] * rows)
@@ -76,7 +79,7 @@ def image_id(data: bytes | None) -> int:
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little") >> 1
 
 
-def _images(items: pa.Table, base: str, reasons: Reasons) -> list[bytes | None]:
+def _images(items: pa.Table, table: TableFiles, reasons: Reasons) -> list[bytes | None]:
     """The encoded bytes of the good rows, from column image, else from the file that column image_uri names."""
     images: list[bytes | None] = [None] * items.num_rows
     good: Mask = reasons.good
@@ -86,7 +89,7 @@ def _images(items: pa.Table, base: str, reasons: Reasons) -> list[bytes | None]:
         uris = items["image_uri"].to_pylist()
         rows = [int(row) for row in np.flatnonzero(good) if images[row] is None and uris[row]]
         with ThreadPoolExecutor(READ_THREADS) as pool:
-            found = pool.map(lambda row: _read_image(uris[row], base), rows)
+            found = pool.map(lambda row: _read_image(uris[row], table), rows)
         failed: list[str | None] = [None] * items.num_rows
         for row, answer in zip(rows, found, strict=True):
             if isinstance(answer, bytes):
@@ -97,10 +100,10 @@ def _images(items: pa.Table, base: str, reasons: Reasons) -> list[bytes | None]:
     return images
 
 
-def _read_image(uri: str, base: str) -> bytes | str:
+def _read_image(uri: str, table: TableFiles) -> bytes | str:
     """The file's bytes, or the reason why there are none."""
     try:
-        filesystem, path = _locate(uri, base)
+        filesystem, path = _locate(uri, table)
         with filesystem.open_input_file(path) as stream:
             if stream.size() > MAX_IMAGE_BYTES:
                 return f"image_uri: a file of more than {MAX_IMAGE_BYTES // 2**20} MiB"
@@ -111,11 +114,12 @@ def _read_image(uri: str, base: str) -> bytes | str:
         return f"image_uri: cannot be read ({type(error).__name__})"
 
 
-def _locate(uri: str, base: str) -> tuple[pafs.FileSystem, str]:
+def _locate(uri: str, table: TableFiles) -> tuple[pafs.FileSystem, str]:
     if "://" not in uri:
-        filesystem, root = _filesystem(base)
-        folder = os.path.dirname(root) if root.endswith(".parquet") else root
-        return filesystem, os.path.join(folder, uri)  # an absolute path stays as it is
+        filesystem, root = _filesystem(table.uri)
+        return filesystem, os.path.join(
+            root if table.folder else os.path.dirname(root), uri
+        )  # an absolute path stays as it is
     parts = urlsplit(uri)
     query = f"?{parts.query}" if parts.query else ""
     filesystem, _ = _filesystem(f"{parts.scheme}://{parts.netloc}/{query}")

@@ -56,17 +56,22 @@ def ingest(settings: DataSettings, output: str, require_clicks: bool = True) -> 
         "skipped": {what: count for what, count in sorted(writer.skipped.items()) if count},
         "bytes": storage.size_of(output),
     }
+    _write_manifest(output, settings, writer.partitions, summary)
+    print("\n".join(report_lines(summary)))
+    return summary
+
+
+def _write_manifest(output: str, settings: DataSettings, partitions: list[str], summary: dict[str, Any]) -> None:
+    """Written last: a folder without it is no catalogue."""
     manifest = {
         "version": VERSION,
-        "items": len(index.row_of),
+        "items": summary["items"],
         "text_fields": settings.text_fields,
-        "partitions": writer.partitions,
-        "tables": [name for name in CONTRACT if name == "items" or name in relations],
+        "partitions": partitions,
+        "tables": [name for name in CONTRACT if name in summary],
         "summary": summary,
     }
     storage.write_json(storage.join(output, MANIFEST), manifest)
-    print("\n".join(report_lines(summary)))
-    return summary
 
 
 def report_lines(summary: dict[str, Any]) -> list[str]:

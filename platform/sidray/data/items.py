@@ -25,6 +25,7 @@ from sidray.data.settings import DataSettings
 from sidray.data.tables import TableFiles
 from sidray.errors import UserError, root_user_error
 
+MAX_READS = 1_000  # read tasks in all; each reads one unit or several, one after the other
 BUFFER_BYTES = 256 * 2**20  # of encoded rows in Ray's object store at once
 
 
@@ -44,12 +45,13 @@ def write_items(table: TableFiles, settings: DataSettings, uri: str, quarantine:
     Raises UserError when too many rows are bad or none is good."""
     stream = _ItemStream(table, settings, quarantine)
     reader = pa.RecordBatchReader.from_batches(item_schema(settings), stream.batches())
-    with storage.write_errors(uri):
-        try:
+    try:
+        with storage.write_errors(uri):
             lance.write_dataset(reader, storage.absolute(uri))
-        except Exception as error:
-            cause = stream.error or error  # Lance hides behind an OSError what its input raised
-            raise (root_user_error(cause) or cause) from error
+    except Exception:
+        if stream.error is not None:  # Lance hides behind an OSError what its input raised
+            raise root_user_error(stream.error) or stream.error from None
+        raise
     quarantine.check("items", stream.rows)
     if not stream.index.row_of:
         raise UserError(f"data.items: {table.uri} holds no item", "give a table with at least one row")
@@ -91,7 +93,9 @@ class _ItemStream:
                 keep.append(row)
         self.rows += len(reasons)
         self._set_aside(block, reasons)
-        kept = block.select(item_schema(self.settings).names).take(pa.array(keep, pa.int64()))
+        kept = block.select(item_schema(self.settings).names)
+        if len(keep) < block.num_rows:
+            kept = kept.take(pa.array(keep, pa.int64()))
         self.index.images += kept.num_rows - kept["image"].null_count
         self.index.image_bytes += pc.sum(pc.binary_length(kept["image"])).as_py() or 0
         return kept
@@ -110,7 +114,8 @@ def _checked_blocks(table: TableFiles, settings: DataSettings) -> Iterator[pa.Ta
     """Blocks of item_schema's columns with _unit, _row (in its file), _reason (null: good), in the source's order."""
     if not table.units:
         return
-    units = ray.data.from_items(list(range(len(table.units))), override_num_blocks=len(table.units))
+    count, cpus = len(table.units), int(ray.cluster_resources().get("CPU", 1))  # type: ignore[no-untyped-call]
+    units = ray.data.from_items(list(range(count)), override_num_blocks=min(count, MAX_READS))
     in_order(units, BUFFER_BYTES)
 
     def read(batch: pa.Table) -> Iterator[pa.Table]:
@@ -118,12 +123,16 @@ def _checked_blocks(table: TableFiles, settings: DataSettings) -> Iterator[pa.Ta
             yield from read_items(table, number, settings)
 
     def check(block: pa.Table) -> pa.Table:
-        return check_items(block, settings, table.uri)
+        return check_items(block, settings, table)
 
-    # Reading takes no CPU slot: it runs beside the checks on any number of CPUs, and so is not fused with them, which
-    # would leave a file of one row group to a single core.
-    cpus = int(ray.cluster_resources().get("CPU", 1))  # type: ignore[no-untyped-call]
-    readers = ray.data.TaskPoolStrategy(max(1, cpus // 4))
-    rows = units.map_batches(read, batch_format="pyarrow", batch_size=1, num_cpus=0, compute=readers)
-    checked = rows.map_batches(check, batch_format="pyarrow", batch_size=None, num_cpus=1)
+    def read_and_check(batch: pa.Table) -> Iterator[pa.Table]:
+        for block in read(batch):
+            yield check(block)
+
+    if count >= 2 * cpus:  # units enough for all cores: one task does both, and costs a third less than two
+        checked = units.map_batches(read_and_check, batch_format="pyarrow", batch_size=1, num_cpus=1)
+    else:  # a few large units: one task reads, all cores check. Reading takes no CPU slot, so that it runs beside them
+        reader = ray.data.TaskPoolStrategy(max(1, cpus // 4))
+        rows = units.map_batches(read, batch_format="pyarrow", batch_size=1, num_cpus=0, compute=reader)
+        checked = rows.map_batches(check, batch_format="pyarrow", batch_size=None, num_cpus=1)
     yield from checked.iter_batches(batch_size=None, batch_format="pyarrow")

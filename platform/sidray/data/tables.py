@@ -37,6 +37,7 @@ class TableFiles:
 
     name: str  # items, clicks, pairs, events
     uri: str
+    folder: bool  # else one file
     lance: bool
     units: list[Unit]
     schemas: list[tuple[str, pa.Schema]]  # one for each file
@@ -74,7 +75,7 @@ def open_table(uri: str, name: str) -> TableFiles:
         footers = list(pool.map(lambda file: _footer(filesystem, file, name), files))
     units = [unit for file, footer in zip(files, footers, strict=True) for unit in _row_groups(file, footer)]
     schemas = [(file, footer.schema.to_arrow_schema()) for file, footer in zip(files, footers, strict=True)]
-    return TableFiles(name, storage.absolute(uri), False, units, schemas)
+    return TableFiles(name, storage.absolute(uri), info.type == pafs.FileType.Directory, False, units, schemas)
 
 
 def _open_lance(uri: str, name: str) -> TableFiles:
@@ -89,7 +90,7 @@ def _open_lance(uri: str, name: str) -> TableFiles:
     for fragment in dataset.get_fragments():
         units.append(Unit(uri, fragment.fragment_id, first, 256))
         first += fragment.count_rows()
-    return TableFiles(name, uri, True, units, [(uri, dataset.schema)])
+    return TableFiles(name, uri, True, True, units, [(uri, dataset.schema)])
 
 
 def _parquet_files(filesystem: pafs.FileSystem, path: str) -> list[str]:

@@ -45,7 +45,7 @@ def text_cache(model: ModelSettings, settings: EmbeddingSettings, work: Work) ->
     ids = pa.table({"ids": pa.array([list(text) for text in texts], pa.list_(pa.int32()))})
     lance.write_dataset(ids, storage.absolute(work.path("ids.lance")))
     make = functools.partial(_text_encoder, model, work.inputs["text-weights"], work.path("ids.lance"))
-    write_rows(work.path("texts.lance"), encode_rows(len(texts), make, settings))
+    write_rows(work.path("texts.lance"), encode_rows("text-cache", len(texts), make, settings))
     return {"texts": len(texts), "tokens": sum(map(len, texts))}
 
 
@@ -89,7 +89,7 @@ def image_cache(model: ModelSettings, settings: EmbeddingSettings, work: Work) -
     """Inputs: catalogue, image-weights."""
     catalogue = Catalogue.open(work.inputs["catalogue"])
     make = functools.partial(_image_encoder, model, work.inputs["image-weights"], catalogue)
-    count = write_rows(work.path("features.lance"), encode_rows(catalogue.n_items, make, settings))
+    count = write_rows(work.path("features.lance"), encode_rows("image-cache", catalogue.n_items, make, settings))
     return {"items": count}
 
 

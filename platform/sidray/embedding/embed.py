@@ -57,7 +57,7 @@ def embed(job: EmbedJob, settings: EmbeddingSettings, work: Work) -> Summary:
     pictures = picture_sample(catalogue) if job.item == "sids" else np.zeros(0, np.int64)
     sizes = {"items": catalogue.n_items, "queries": catalogue.n_queries, "pictures": len(pictures)}
     make = functools.partial(_encoder, job, list(sizes.values()), pictures)
-    tables = _Cut(encode_rows(sum(sizes.values()), make, settings))
+    tables = _Cut(encode_rows("embed", sum(sizes.values()), make, settings))
     for name, size in sizes.items():
         if size:
             write_rows(work.path(f"{name}.lance"), tables.take(size))

@@ -1,6 +1,6 @@
 """A Ray Data actor pool over row numbers, its results in order and into Lance, whatever the catalogue's size.
 
-write_rows(uri, encode_rows(total, make_encoder, settings))     # make_encoder() -> (rows -> pa.Table), in each actor
+write_rows(uri, encode_rows("embed", total, make, settings))  # make() -> (rows -> pa.Table), called in each actor
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import pyarrow as pa
 from sidray import storage
 from sidray.embedding.settings import EmbeddingSettings
 from sidray.errors import root_user_error
+from sidray.progress import progress
 
 Encoder = Callable[[Any], pa.Table]
 
@@ -34,8 +35,10 @@ class _Actor:
             return self.encode(batch["row"].to_numpy())
 
 
-def encode_rows(total: int, make: Callable[[], Encoder], settings: EmbeddingSettings) -> Iterator[pa.Table]:
-    """Tables of the encoder for rows 0..total-1, in that order. A UserError of an actor comes out as itself."""
+def encode_rows(name: str, total: int, make: Callable[[], Encoder], settings: EmbeddingSettings) -> Iterator[pa.Table]:
+    """Tables of the encoder for rows 0..total-1, in that order; `name` is what the progress shows.
+
+    A UserError of an actor comes out as itself."""
     import ray.data
     from ray.exceptions import RayError
 
@@ -54,7 +57,11 @@ def encode_rows(total: int, make: Callable[[], Encoder], settings: EmbeddingSett
         compute=ray.data.ActorPoolStrategy(size=settings.actors),
     )
     try:
-        yield from encoded.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
+        with progress(name, total) as advance:
+            tables: Any = encoded.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
+            for table in tables:
+                advance(table.num_rows)
+                yield table
     except RayError as error:
         raise (root_user_error(error) or error) from error
 

@@ -104,7 +104,19 @@ def _pretrained_text(weights: str) -> tuple[Any, Any]:
         lm = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, **_safe(keywords))
     except (OSError, ValueError, ImportError) as error:
         raise UserError(f"model.text.weights={weights} cannot be loaded: {error}", _SOURCES) from error
-    return lm, tokenizer
+    return (_plain(lm) if keywords else lm), tokenizer
+
+
+def _plain(lm: Any) -> Any:
+    """The same weights in a model that knows nothing of GGUF, which can be saved."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    values = lm.config.to_dict()
+    values.pop("quantization_config", None)
+    config = AutoConfig.for_model(values.pop("model_type"), **values)
+    plain: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    plain.load_state_dict(lm.state_dict())
+    return plain
 
 
 def _packaged(name: str) -> Path | None:

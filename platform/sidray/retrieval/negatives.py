@@ -25,7 +25,9 @@ def mine(count: int, embedding: EmbeddingSettings, work: Work) -> Summary:
     """Inputs: catalogue, embed. `count` negatives at most for each click."""
     catalogue = Catalogue.open(work.inputs["catalogue"])
     make = functools.partial(_miner, catalogue, work.inputs["embed"], count)
-    total = write_rows(work.path("negatives.lance"), encode_rows(catalogue.clicks().num_rows, make, embedding))
+    total = write_rows(
+        work.path("negatives.lance"), encode_rows("negatives", catalogue.clicks().num_rows, make, embedding)
+    )
     return {"clicks": total}
 
 

@@ -1,6 +1,7 @@
 """Many concurrent requests, one model thread: what waits is computed together.
 
-    batcher = Batcher(encode, executor, budget=4096, wait_s=0.002);  vector = await batcher.submit("noodle soup", cost=5)
+    batcher = Batcher(encode, executor, budget=4096, wait_s=0.002)
+    vector = await batcher.submit("noodle soup", cost=5)
 
 An idle batcher waits `wait_s` for company; while the thread computes, the next batch gathers by itself.
 """
@@ -30,7 +31,9 @@ class Batcher(Generic[T, R]):
     """`compute` maps a list to as many results, in `executor`. A batch, padded to its costliest row, stays within
     `budget`; a row above it goes alone. All calls come from one event loop."""
 
-    def __init__(self, compute: Callable[[list[T]], Sequence[R]], executor: Executor, budget: int, wait_s: float) -> None:
+    def __init__(
+        self, compute: Callable[[list[T]], Sequence[R]], executor: Executor, budget: int, wait_s: float
+    ) -> None:
         self._compute = compute
         self._executor = executor
         self._budget = budget

@@ -88,10 +88,10 @@ class Gateway:
     """The ingress deployment."""
 
     def __init__(
-        self, embedder: DeploymentHandle, recall: DeploymentHandle, settings: GatewaySettings, max_pixels: int
+        self, embedder: DeploymentHandle[Any], recall: DeploymentHandle[Any], settings: GatewaySettings, max_pixels: int
     ) -> None:
         self._service = Service(HandleBackend(embedder, recall), Limits(max_pixels, settings.timeout_s))
         self._max_in_flight = settings.max_ongoing
 
-    def __serve_build_asgi_app__(self) -> FastAPI:  # noqa: PLW3201 Serve's own hook
+    def __serve_build_asgi_app__(self) -> FastAPI:
         return create_api(self._service, self._max_in_flight)

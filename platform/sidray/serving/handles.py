@@ -18,7 +18,7 @@ ATTEMPTS = 2  # a search changes nothing, so it may run twice
 class HandleBackend:
     """ApiError 503 when a deployment's queue is full, or it is not there."""
 
-    def __init__(self, embedder: DeploymentHandle, recall: DeploymentHandle) -> None:
+    def __init__(self, embedder: DeploymentHandle[Any], recall: DeploymentHandle[Any]) -> None:
         self._embedder = embedder
         self._recall = recall
 

@@ -1,4 +1,4 @@
-"""A client's picture: base64 or a data URL to checked bytes. A link is refused: the service fetches nothing for anyone."""
+"""A client's picture: base64 or a data URL to checked bytes. A link is refused: the service fetches nothing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ def decode_base64(text: str) -> bytes:
     """ApiError 400 for what is not base64, 422 for a link."""
     header = _DATA_URL.match(text)
     if header is None and re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", text):
-        message = "image must hold the picture itself, as base64 or a data: URL with base64; the service fetches no links"
+        message = (
+            "image must hold the picture itself, as base64 or a data: URL with base64; the service fetches no links"
+        )
         raise ApiError(Refusal(422, "url_not_allowed", message, "image"))
     payload = text[header.end() :] if header else text
     try:

@@ -1,6 +1,6 @@
 """Every error of the service as JSON {error: {type, code, message, param}}: no traceback, no plain text.
 
-    raise ApiError(Refusal(404, "unknown_partition", "no partition is called 'Mens'", "partition"))
+raise ApiError(Refusal(404, "unknown_partition", "no partition is called 'Mens'", "partition"))
 """
 
 from __future__ import annotations
@@ -69,11 +69,6 @@ def refusal_of(problem: dict[str, Any]) -> Refusal:
     if kind == "model_attributes_type" or (kind == "missing" and not path):
         return Refusal(400, "invalid_body", "the body must be a JSON object, sent with Content-Type: application/json")
     malformed = kind in _MALFORMED or kind.endswith("_type")
-    param = _printable(path[0]) if path else None
+    param = path[0][:80] if path else None  # may be a key of the client's own
     message = _MESSAGES.get(kind, str(problem["msg"]))
     return Refusal(400 if malformed else 422, kind, f"{param}: {message}" if param else message, param)
-
-
-def _printable(name: str) -> str:
-    """A client's own key, short and encodable."""
-    return name[:80].encode(errors="replace").decode()

@@ -40,7 +40,9 @@ class SearchRequest(Body):
 
     query: Text | None = Field(None, description="what to search for", examples=["noodle soup"])
     image: str | None = Field(None, description="a JPEG, PNG or WebP picture: base64 or a data URL")
-    vector: Annotated[list[Finite], Field(min_length=1)] | None = Field(None, description="a query vector of this model")
+    vector: Annotated[list[Finite], Field(min_length=1)] | None = Field(
+        None, description="a query vector of this model"
+    )
     partition: Name | Names | None = Field(None, description="search only here; absent or empty: everywhere")
     k: Annotated[int, Field(ge=1, le=MAX_K)] = 10
     exclude: Names = Field(default_factory=list, description="item_ids that are left out")
@@ -65,7 +67,9 @@ class SearchRequest(Body):
         if not raw and not self.text and self.image is None:
             raise PydanticCustomError("empty_query", "there is nothing to search for: give query, image or vector")
         if self.partition == []:
-            raise PydanticCustomError("empty_partition", "partition is an empty list; leave it out to search everywhere")
+            raise PydanticCustomError(
+                "empty_partition", "partition is an empty list; leave it out to search everywhere"
+            )
         return self
 
 
@@ -80,7 +84,6 @@ class Hit(BaseModel):
 class IndexKey(BaseModel):
     """What answered: the model's key, the index generation and the table version that it was built from."""
 
-    model_config = ConfigDict(protected_namespaces=())
     model_key: str
     generation: str
     table_version: int

@@ -1,6 +1,6 @@
 """What a search is, apart from HTTP and from Serve: check, embed, recall, within a deadline.
 
-    answer = await Service(backend, Limits(max_pixels=50_000_000, timeout_s=10)).search(SearchRequest(query="soup"))
+answer = await Service(backend, Limits(max_pixels=50_000_000, timeout_s=10)).search(SearchRequest(query="soup"))
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def unit_vector(values: Sequence[float]) -> Vector:
     if largest == 0:
         raise ApiError(Refusal(422, "zero_vector", "vector: all values are 0, which is no direction", "vector"))
     vector = vector / largest
-    return (vector / np.linalg.norm(vector)).astype(np.float32)
+    return np.asarray(vector / np.linalg.norm(vector), np.float32)
 
 
 def _accepted(answer: T | Refusal) -> T:

@@ -1,6 +1,6 @@
 """What an operator sets of the service: the `args:` of serve/search.yaml. Light: no torch, no Ray.
 
-    settings = build(ServiceSettings, {"run": "sidray-runs/runs/smgr-1a2b", "embedder": {"replicas": 2}}, "serve args")
+settings = build(ServiceSettings, {"run": "sidray-runs/runs/smgr-1a2b", "embedder": {"replicas": 2}}, "serve args")
 """
 
 from __future__ import annotations
@@ -29,15 +29,12 @@ class Autoscaling(Settings):
 
 
 class DeploymentSettings(Settings):
-    """`replicas`, or `autoscaling` in their place. A replica works on `max_ongoing` requests at once; behind them
-    `max_queued` wait in each gateway replica, and the next one is answered 503."""
+    """`replicas`, or `autoscaling` in their place. A replica works on `max_ongoing` requests at once."""
 
     replicas: Count = 1
     autoscaling: Autoscaling | None = None
     cpus: Annotated[float, Field(ge=0)] = 0.5
-    gpus: Annotated[float, Field(ge=0)] = 0.0
     max_ongoing: Count = 64
-    max_queued: Count = 256
 
     @model_validator(mode="after")
     def _scales(self) -> DeploymentSettings:
@@ -51,9 +48,11 @@ class DeploymentSettings(Settings):
 
 class EmbedderSettings(DeploymentSettings):
     """A batch holds `batch_tokens` padded tokens or `batch_pictures` pictures; an idle model waits `batch_wait_ms` for
-    company. `threads` are torch's."""
+    company. `threads` are torch's. Each gateway replica keeps `max_queued` requests waiting, the next is answered 503."""
 
     cpus: Annotated[float, Field(ge=0)] = 1.0
+    gpus: Annotated[float, Field(ge=0)] = 0.0
+    max_queued: Count = 256
     threads: Count = 1
     batch_tokens: Count = 4096
     batch_pictures: Count = 16
@@ -61,9 +60,10 @@ class EmbedderSettings(DeploymentSettings):
 
 
 class RecallSettings(DeploymentSettings):
-    """`threads` searches run at once in a replica, each on one core."""
+    """`threads` searches run at once in a replica, each on one core. `max_queued` as in the embedder."""
 
     threads: Count = 1
+    max_queued: Count = 256
 
 
 class GatewaySettings(DeploymentSettings):

@@ -82,7 +82,7 @@ def assign(embedding: EmbeddingSettings, work: Work) -> Summary:
     items = storage.join(work.inputs["embed"], "items.lance")
     total = lance.dataset(items).count_rows()
     make = functools.partial(_assigner, work.inputs["tokenizers"], items)
-    count = write_rows(work.path("sids.lance"), encode_rows(total, make, embedding))
+    count = write_rows(work.path("sids.lance"), encode_rows("sids", total, make, embedding))
     return {"items": count}
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 History = Sequence[Mapping[str, float]]
 
@@ -18,8 +18,8 @@ def _smooth(values: Sequence[float], weight: float = 0.9) -> list[float]:
     return out
 
 
-def plot_stage(name: str, history: History, validation: History, path: Path) -> None:
-    """Left: training losses (thin: raw, thick: smoothed). Right: held-out R@1 and R@10 or token accuracy."""
+def plot_stage(name: str, history: History, validation: History) -> bytes:
+    """Left: training losses (thin: raw, thick: smoothed). Right: held-out R@1 and R@10 or token accuracy. A PNG."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 3.6), layout="constrained")
@@ -37,4 +37,6 @@ def plot_stage(name: str, history: History, validation: History, path: Path) -> 
     right.set(title=f"{name}: held-out", xlabel="step", ylim=(0, 1))
     if shown:
         right.legend(fontsize=8)
-    figure.savefig(str(path), dpi=110)
+    out = io.BytesIO()
+    figure.savefig(out, dpi=110, format="png")
+    return out.getvalue()

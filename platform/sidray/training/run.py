@@ -1,31 +1,43 @@
-"""The stage step: from the recipe's words to a StageJob."""
+"""The stage step: from the recipe's words to a StageJob. Consecutive stages run in one group of workers."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sidray import storage
 from sidray.models.fetch import sources_of
-from sidray.steps import Summary, Work
+from sidray.steps import Chained, Summary, Work
 from sidray.tokenizers.run import sid_count
 from sidray.training.settings import StageSettings
-from sidray.training.stage import run_stage
+from sidray.training.stage import run_stages
 from sidray.training.worker import TOWERS, StageJob
 
 if TYPE_CHECKING:
     from sidray.recipe import Recipe
 
 
-def stage_step(stage: StageSettings, recipe: Recipe, work: Work) -> Summary:
+@dataclass(frozen=True)
+class StageRun(Chained):
     """Inputs: catalogue, text-weights and, as the recipe has them, image-weights, caches, tokenizers, sids, negatives,
     start (the stage whose towers this one continues)."""
-    start = work.inputs.get("start")
-    job = StageJob(
-        stage=stage,
-        training=recipe.training,
-        model=recipe.model,
-        sources=sources_of(work.inputs, recipe.controls.shuffle_images),
-        sid_count=sid_count(work.inputs.get("tokenizers")),
-        start=None if start is None else storage.join(start, TOWERS),
-    )
-    return run_stage(job, work)
+
+    stage: StageSettings
+    recipe: Recipe
+
+    def together(self, runs: Sequence[StageRun], works: Sequence[Work]) -> list[Summary]:
+        jobs = [run.job(work) for run, work in zip(runs, works, strict=True)]
+        return run_stages(jobs, self.recipe.training)
+
+    def job(self, work: Work) -> StageJob:
+        start = work.inputs.get("start")
+        return StageJob(
+            stage=self.stage,
+            training=self.recipe.training,
+            model=self.recipe.model,
+            sources=sources_of(work.inputs, self.recipe.controls.shuffle_images),
+            sid_count=sid_count(work.inputs.get("tokenizers")),
+            start=None if start is None else storage.join(start, TOWERS),
+            output=work.output,
+        )

@@ -1,37 +1,53 @@
-"""A stage from the driver's side: Ray Train on the worker loop, the best checkpoint kept, history and a picture.
+"""Stages from the driver's side: Ray Train on the worker loop, for one stage or for several in a row.
 
-Output: towers.safetensors (best on validation), history.json, stage.png
+Output of each: towers.safetensors (best on validation), history.json, stage.png
 """
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
-from typing import Any, cast
+from collections.abc import Sequence
+from typing import Any
 
 from sidray import storage
 from sidray.cluster import preflight
 from sidray.errors import root_user_error
-from sidray.steps import Summary, Work
+from sidray.progress import follow
+from sidray.steps import Summary
 from sidray.training.plots import plot_stage
-from sidray.training.worker import TOWERS, Progress, StageJob, train_stage
+from sidray.training.settings import TrainingSettings
+from sidray.training.worker import HISTORY, Progress, StageJob, train_stages
 
 VERSION = 1  # of a stage's result: raise it when the same settings would give other weights
 
 
-def run_stage(job: StageJob, work: Work) -> Summary:
-    """Trains the stage into `work.output`; a killed attempt goes on from its last checkpoint."""
+def run_stages(jobs: Sequence[StageJob], training: TrainingSettings) -> list[Summary]:
+    """Trains the stages one after the other in one worker group; a killed attempt resumes from its last checkpoint."""
     import ray.train
+
+    preflight(training)
+    folder = storage.join(jobs[0].output, "train")
+    try:
+        with follow(jobs[0].notes(folder)):
+            _trainer(jobs, training, folder).fit()
+    except ray.train.TrainingFailedError as error:
+        mistake = root_user_error(error)
+        if mistake is not None:
+            raise mistake from error
+        raise
+    summaries = [_finish(job) for job in jobs]
+    storage.delete(folder)
+    return summaries
+
+
+def _trainer(jobs: Sequence[StageJob], training: TrainingSettings, folder: str) -> Any:
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    training = job.training
-    preflight(training)
     resources = {"CPU": training.cpus_per_worker, "GPU": training.gpus_per_worker}
-    filesystem, path = storage.open_uri(work.path("train"))
-    trainer = TorchTrainer(
-        cast(Any, train_stage),  # Ray passes any picklable value on, but its types say dict
-        train_loop_config=cast(Any, job),
+    filesystem, path = storage.open_uri(folder)
+    return TorchTrainer(
+        train_stages,
+        train_loop_config={"jobs": list(jobs), "notes": jobs[0].notes(folder)},
         torch_config=TorchConfig(backend="nccl" if training.gpus_per_worker else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=training.workers,
@@ -39,43 +55,24 @@ def run_stage(job: StageJob, work: Work) -> Summary:
             resources_per_worker={name: amount for name, amount in resources.items() if amount},
         ),
         run_config=RunConfig(
-            name=job.stage.name,
+            name="stages",
             storage_path=path,
             storage_filesystem=filesystem,
             failure_config=FailureConfig(max_failures=training.max_failures),
-            checkpoint_config=CheckpointConfig(num_to_keep=2, checkpoint_score_attribute="score"),
+            checkpoint_config=CheckpointConfig(num_to_keep=1),
         ),
     )
-    try:
-        result = trainer.fit()
-    except ray.train.TrainingFailedError as error:
-        mistake = root_user_error(error)
-        if mistake is not None:
-            raise mistake from error
-        raise
-    return _finish(job, work, result)
 
 
-def _finish(job: StageJob, work: Work, result: Any) -> Summary:
-    """Keeps the best towers and the whole history; the engine's checkpoints are dropped."""
-    best = result.get_best_checkpoint("score", "max")
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        with best.as_directory() as checkpoint:
-            storage.upload(Path(checkpoint) / TOWERS, work.path(TOWERS))
-        with result.checkpoint.as_directory() as checkpoint:
-            progress = Progress.load(Path(checkpoint))
-        storage.write_json(work.path("history.json"), progress.__dict__)
-        plot_stage(job.stage.name, progress.history, progress.validation, folder / "stage.png")
-        storage.upload(folder / "stage.png", work.path("stage.png"))
-    storage.delete(work.path("train"))
-    return _summary(progress)
-
-
-def _summary(progress: Progress) -> Summary:
+def _finish(job: StageJob) -> Summary:
+    """Draws the stage's picture from its history and sums it up."""
+    progress = Progress(**storage.read_json(storage.join(job.output, HISTORY)))
+    picture = plot_stage(job.stage.name, progress.history, progress.validation)
+    storage.write_bytes(storage.join(job.output, "stage.png"), picture)
     best = max(progress.validation, key=lambda row: row["score"])
     seconds = max(progress.train_s, 1e-9)
     return {
+        "seconds": progress.wall_s,
         "steps": progress.step,
         "best step": int(best["step"]),
         "held-out score": best["score"],

@@ -7,10 +7,11 @@ exactly the rest of the plan.
 from __future__ import annotations
 
 import json
+import math
 import os
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from sidray.data.stream import StepStream
 from sidray.models.fetch import Fetch, Sources
 from sidray.models.settings import ModelSettings
 from sidray.models.towers import load_trained, save_towers
+from sidray.progress import Notes
 from sidray.tasks.base import Contrastive
 from sidray.tasks.losses import rank, world_size
 from sidray.training.engine import full_state, make_engine
@@ -32,6 +34,7 @@ from sidray.training.schedule import Schedule
 from sidray.training.settings import StageSettings, TrainingSettings
 
 TOWERS = "towers.safetensors"
+HISTORY = "history.json"
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,12 @@ class StageJob:
     sources: Sources
     sid_count: int
     start: str | None
+    output: str  # URI of the folder for towers and history
+
+    @staticmethod
+    def notes(folder: str) -> str:
+        """Where rank 0 notes its progress for the driver."""
+        return storage.join(folder, "progress.json")
 
     def fetch(self, rows: str) -> Fetch:
         stage = self.stage
@@ -60,63 +69,118 @@ class StageJob:
 
 @dataclass
 class Progress:
-    """What survives a restart beside the engine: the step, and the history so far."""
+    """What survives a restart beside the engine. `best`: the best score so far; its towers are in the output."""
 
+    stage: str
     step: int = 0
+    best: float = -math.inf
     history: list[dict[str, float]] = field(default_factory=list)
     validation: list[dict[str, float]] = field(default_factory=list)
     train_s: float = 0.0
+    wall_s: float = 0.0
     waited_s: float = 0.0
     samples: int = 0
 
-    def save(self, folder: Path) -> None:
-        (folder / "progress.json").write_text(json.dumps(self.__dict__))
 
-    @classmethod
-    def load(cls, folder: Path) -> Progress:
-        return cls(**json.loads((folder / "progress.json").read_text()))
+def train_stages(config: Mapping[str, Any]) -> None:
+    """One worker's part of the stages `jobs`, one after the other; what an earlier attempt finished is skipped."""
+    jobs: Sequence[StageJob] = config["jobs"]
+    _set_threads(jobs[0].training)
+    notes = Notes(config["notes"]) if rank() == 0 else None
+    for job in jobs:
+        if not storage.exists(storage.join(job.output, HISTORY)):
+            train_stage(job, notes)
+        torch.distributed.barrier()  # the next stage reads what rank 0 wrote
 
 
-def train_stage(job: StageJob) -> None:
-    """One worker's part of the stage. Raises what the engine raises; Ray Train restarts the group on a lost worker."""
-    _set_threads(job.training)
+def train_stage(job: StageJob, notes: Notes | None) -> None:
+    """Trains from the last checkpoint, or from the start; rank 0 writes the best towers and the history."""
     import ray.train
 
-    stage = job.stage
+    started = time.perf_counter()
     towers = job.sources.towers(job.model, job.sid_count)
     if job.start is not None:
         with tempfile.TemporaryDirectory() as folder:
             load_trained(towers, storage.local_copy(job.start, folder))
-    schedule = Schedule(stage, Catalogue.open(job.sources.catalogue), ray.train.get_context().get_world_size())
-    module = StageModule(towers, stage, job.training.chunk)
-    engine = make_engine(module, stage, job.training, schedule.steps, schedule.batch_size)
-    progress = _restore(engine)
+    schedule = Schedule(job.stage, Catalogue.open(job.sources.catalogue), ray.train.get_context().get_world_size())
+    module = StageModule(towers, job.stage, job.training.chunk)
+    engine = make_engine(module, job.stage, job.training, schedule.steps, schedule.batch_size)
     fetch = job.fetch(schedule.rows)
-    valid = _fetch_once(fetch, schedule.validation_rows(job.training.valid_rows, rank()))
-    _steps(engine, module, schedule, fetch, valid, progress)
+    loop = StageLoop(job, engine, module, schedule, fetch, _restore(engine, job.stage.name), notes)
+    loop.run()
+    loop.progress.wall_s += time.perf_counter() - started
+    if rank() == 0:  # last: it says that the stage is finished
+        storage.write_json(storage.join(job.output, HISTORY), loop.progress.__dict__)
+    engine.destroy()
 
 
-def _steps(
-    engine: Any, module: StageModule, schedule: Schedule, fetch: Fetch, valid: dict[str, Tensor], progress: Progress
-) -> None:
-    stops = set(schedule.validation_steps())
-    stream = StepStream(schedule.positions(progress.step, rank()), fetch)
-    started, waited = time.perf_counter(), 0.0
-    for batch in stream:
-        if progress.step == 0 or stream.batches == 1:
-            started = time.perf_counter()  # the first batch is start-up, not training
-        loss, metrics = engine(_to(batch, engine.device))
-        engine.backward(loss)
-        engine.step()
-        progress.step += 1
-        progress.samples += schedule.batch_size
-        progress.history.append({"step": progress.step, **_averaged({"loss": loss.detach(), **metrics})})
-        if progress.step in stops:
-            progress.train_s += time.perf_counter() - started
-            progress.waited_s += stream.waited_s - waited
-            waited = stream.waited_s
-            _validate_and_save(engine, module, schedule, valid, progress)
-            started = time.perf_counter()
+class StageLoop:
+    """The steps of a stage on one worker, with validation and checkpoints between them."""
+
+    def __init__(
+        self,
+        job: StageJob,
+        engine: Any,
+        module: StageModule,
+        schedule: Schedule,
+        fetch: Fetch,
+        progress: Progress,
+        notes: Notes | None,
+    ) -> None:
+        self.job, self.engine, self.module, self.schedule = job, engine, module, schedule
+        self.fetch, self.progress, self.notes = fetch, progress, notes
+        rows = schedule.validation_rows(job.training.valid_rows, rank())
+        self.valid = _to(fetch(rows), engine.device) if len(rows) else {}
+
+    def run(self) -> None:
+        progress, schedule = self.progress, self.schedule
+        stops = set(schedule.validation_steps())
+        stream = StepStream(schedule.positions(progress.step, rank()), self.fetch)
+        started, waited = time.perf_counter(), 0.0
+        for batch in stream:
+            if stream.batches == 1:
+                started = time.perf_counter()  # the first batch is start-up, not training
+            self._step(batch)
+            if progress.step in stops:
+                progress.train_s += time.perf_counter() - started
+                progress.waited_s += stream.waited_s - waited
+                waited = stream.waited_s
+                self._validate_and_save()
+                started = time.perf_counter()
+
+    def _step(self, batch: Mapping[str, Tensor]) -> None:
+        loss, metrics = self.engine(_to(batch, self.engine.device))
+        self.engine.backward(loss)
+        self.engine.step()
+        self.progress.step += 1
+        self.progress.samples += self.schedule.batch_size
+        row = {"step": self.progress.step, **_averaged({"loss": loss.detach(), **metrics})}
+        self.progress.history.append(row)
+        if self.notes is not None:
+            self.notes.write(self.job.stage.name, self.progress.step, self.schedule.steps)
+
+    def _validate_and_save(self) -> None:
+        """All ranks: held-out metrics, the best towers to the output, a checkpoint to resume from."""
+        import ray.train
+
+        progress = self.progress
+        local = self.schedule.batch_size // self.schedule.workers
+        metrics = validate(self.module, self.valid, local) if self.valid else {}
+        score = score_of(metrics) if metrics else float(progress.step)  # without validation rows the last one counts
+        progress.validation.append({"step": progress.step, "score": score, **metrics})
+        better, progress.best = score > progress.best, max(score, progress.best)
+        state = full_state(self.module.towers)
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            self.engine.save_checkpoint(str(folder), tag="engine")  # every rank writes its shard
+            if rank() == 0:
+                if better:
+                    with tempfile.TemporaryDirectory() as scratch:
+                        save_towers(state, Path(scratch) / TOWERS)
+                        storage.upload(Path(scratch) / TOWERS, storage.join(self.job.output, TOWERS))
+                (folder / HISTORY).write_text(json.dumps(progress.__dict__))
+            checkpoint = ray.train.Checkpoint.from_directory(str(folder))
+            ray.train.report({"score": score, "step": progress.step}, checkpoint=checkpoint)
 
 
 def _set_threads(training: TrainingSettings) -> None:
@@ -136,10 +200,6 @@ def _averaged(metrics: Mapping[str, Tensor]) -> dict[str, float]:
     if world_size() > 1:
         torch.distributed.all_reduce(values)
     return dict(zip(metrics, (values / world_size()).tolist(), strict=True))
-
-
-def _fetch_once(fetch: Fetch, rows: Any) -> dict[str, Tensor]:
-    return fetch(rows) if len(rows) else {}
 
 
 @torch.no_grad()
@@ -171,7 +231,7 @@ def _rows(batch: Mapping[str, Tensor], start: int, size: int) -> dict[str, Tenso
     return out
 
 
-def score_of(module: StageModule, metrics: Mapping[str, float]) -> float:
+def score_of(metrics: Mapping[str, float]) -> float:
     """What picks the best checkpoint: mean held-out R@10 of the contrastive tasks, else mean token accuracy."""
     for suffix in ("/R@10", "/token accuracy"):
         values = [value for name, value in metrics.items() if name.endswith(suffix)]
@@ -180,33 +240,16 @@ def score_of(module: StageModule, metrics: Mapping[str, float]) -> float:
     return 0.0
 
 
-def _validate_and_save(
-    engine: Any, module: StageModule, schedule: Schedule, valid: dict[str, Tensor], progress: Progress
-) -> None:
-    import ray.train
-
-    metrics: dict[str, float] = {}
-    if valid:
-        metrics = validate(module, _to(valid, engine.device), schedule.batch_size // schedule.workers)
-    score = score_of(module, metrics) if metrics else float(progress.step)
-    progress.validation.append({"step": progress.step, "score": score, **metrics})
-    state = full_state(module.towers)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        engine.save_checkpoint(str(folder), tag="engine")  # every rank writes its shard
-        if rank() == 0:
-            save_towers(state, folder / TOWERS)
-            progress.save(folder)
-        checkpoint = ray.train.Checkpoint.from_directory(str(folder))
-        ray.train.report({"score": score, "step": progress.step}, checkpoint=checkpoint)
-
-
-def _restore(engine: Any) -> Progress:
+def _restore(engine: Any, stage: str) -> Progress:
+    """The progress of the last checkpoint, if it is of this stage; the engine goes back to it."""
     import ray.train
 
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
-        return Progress()
+        return Progress(stage)
     with checkpoint.as_directory() as folder:
+        progress = Progress(**json.loads((Path(folder) / HISTORY).read_text()))
+        if progress.stage != stage:
+            return Progress(stage)
         engine.load_checkpoint(folder, tag="engine")
-        return Progress.load(Path(folder))
+        return progress

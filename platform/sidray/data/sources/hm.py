@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import numpy.typing as npt
@@ -62,7 +63,7 @@ def build(settings: DataSettings, folder: str) -> dict[str, str]:
 
 
 def _from_kaggle(settings: DataSettings, source: str, folder: str) -> dict[str, str]:
-    articles = read_articles(storage.join(source, "articles.csv"))
+    articles = read_articles(storage.join(source, "articles.csv")).slice(0, settings.limit)
     uris = {name: storage.join(folder, f"{name}.parquet") for name in CONTRACT}
     kept = articles.select(["item_id", "title", "category", "description", "partition"])
 
@@ -80,13 +81,21 @@ def _from_kaggle(settings: DataSettings, source: str, folder: str) -> dict[str, 
 def read_articles(uri: str) -> pa.Table:
     """articles.csv with our column names, all string, without nulls."""
     filesystem, path = storage.open_uri(uri)
-    with filesystem.open_input_stream(path) as stream:
+    with filesystem.open_input_stream(path) as stream, _csv_errors(uri):
         text = {column: pa.string() for column in ARTICLE_COLUMNS.values()}
         parsing = pcsv.ParseOptions(newlines_in_values=True)
         articles = pcsv.read_csv(
             stream, None, parsing, pcsv.ConvertOptions(column_types=text, strings_can_be_null=False)
         )
     return pa.table({name: _column(articles, column, uri) for name, column in ARTICLE_COLUMNS.items()})
+
+
+@contextmanager
+def _csv_errors(uri: str) -> Iterator[None]:
+    try:
+        yield
+    except pa.ArrowInvalid as error:
+        raise UserError(f"{uri} cannot be read as CSV: {error}", "download the file again") from error
 
 
 def _column(table: pa.Table | pa.RecordBatch, name: str, uri: str) -> pa.ChunkedArray:
@@ -147,7 +156,7 @@ def _write_events(uri: str, item_ids: pa.ChunkedArray, target: str) -> tuple[Key
     types = {"t_dat": pa.timestamp("us"), "customer_id": pa.string(), "article_id": pa.string()}
     reading, converting = pcsv.ReadOptions(block_size=16 * 2**20), pcsv.ConvertOptions(column_types=types)
     baskets, bought = [], []
-    with filesystem.open_input_stream(path) as stream, parquet_writer(target, EVENTS) as writer:
+    with filesystem.open_input_stream(path) as stream, parquet_writer(target, EVENTS) as writer, _csv_errors(uri):
         for batch in pcsv.open_csv(stream, reading, convert_options=converting):
             stamp, user, item_id = (_column(batch, name, uri) for name in types)
             user = pc.utf8_slice_codeunits(user, 0, 16)  # 64 of the 256 bits of their hash

@@ -1,0 +1,94 @@
+"""Progress of long work: a bar on a terminal, a line every half minute in a log.
+
+with progress("embed", total) as advance: advance(128)
+with follow(uri): ...        # shows what a worker elsewhere notes with `Notes(uri).write(name, step, steps)`
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from tqdm import tqdm
+
+from sidray import storage
+
+LINE_EVERY_S = 30.0
+NOTE_EVERY_S = 2.0
+
+
+@contextmanager
+def progress(name: str, total: int) -> Iterator[Callable[[int], object]]:
+    """Gives a function that takes how much more is done."""
+    if sys.stderr.isatty():
+        with tqdm(total=total, desc=name, leave=False, file=sys.stderr) as bar:
+            yield bar.update
+        return
+    done, started, shown = 0, time.monotonic(), time.monotonic()
+
+    def advance(count: int) -> None:
+        nonlocal done, shown
+        done += count
+        now = time.monotonic()
+        if now - shown > LINE_EVERY_S and done:
+            shown = now
+            left = (now - started) / done * (total - done)
+            print(
+                f"  {name}: {done}/{total} ({100 * done / total:.0f} %), {left:.0f} s left", file=sys.stderr, flush=True
+            )
+
+    yield advance
+
+
+class Notes:
+    """Notes of a worker on its progress, at most one every NOTE_EVERY_S, where the driver can read them."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        self._last = 0.0
+
+    def write(self, name: str, step: int, steps: int) -> None:
+        now = time.monotonic()
+        if now - self._last > NOTE_EVERY_S or step == steps:
+            self._last = now
+            storage.write_json(self.uri, {"name": name, "step": step, "steps": steps})
+
+
+@contextmanager
+def follow(uri: str) -> Iterator[None]:
+    """Shows the notes at `uri` while the block runs, a bar for each name."""
+    stop = threading.Event()
+    thread = threading.Thread(target=_show, args=(uri, stop), name="progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _show(uri: str, stop: threading.Event) -> None:
+    note: dict[str, Any] | None = None
+    while not stop.is_set():
+        if note is None:
+            stop.wait(NOTE_EVERY_S)
+            note = _read(uri)
+            continue
+        name, seen = note["name"], 0
+        with progress(name, note["steps"]) as advance:
+            while note["name"] == name and not stop.is_set():
+                advance(max(0, note["step"] - seen))
+                seen = max(seen, note["step"])
+                stop.wait(NOTE_EVERY_S)
+                note = _read(uri) or note
+
+
+def _read(uri: str) -> dict[str, Any] | None:
+    try:
+        return dict(storage.read_json(uri))
+    except (OSError, ValueError):  # not there yet, or being replaced
+        return None

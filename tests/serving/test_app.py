@@ -1,0 +1,96 @@
+"""The application: what an operator writes, and what a run must have."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from ray.serve import Application
+from ray.serve.schema import ServeDeploySchema
+
+from sidray import storage
+from sidray.config import build
+from sidray.errors import UserError
+from sidray.serving.app import build_app
+from sidray.serving.run import running_service, serve_run, url_of
+from sidray.serving.settings import EmbedderSettings, ServiceSettings
+from tests.serving.runs import STEPS, tiny_run
+
+YAML = Path(__file__).resolve().parents[2] / "serve" / "search.yaml"
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> str:
+    """A run folder on disk."""
+    tiny = tiny_run(tmp_path, 6)
+    recipe = yaml.safe_dump({**tiny.recipe.dump(), "variants": {}})
+    storage.write_bytes(storage.join(tiny.uri, "recipe.yaml"), recipe.encode())
+    storage.write_json(storage.join(tiny.uri, "steps.json"), {tiny.label: STEPS})
+    return tiny.uri
+
+
+def test_a_finished_run_is_an_application(run: str) -> None:
+    assert isinstance(build_app({"run": run, "embedder": {"autoscaling": {"max_replicas": 2}}}), Application)
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        ({"run": "no/such/folder"}, "is no run: it has no recipe.yaml"),
+        ({"variant": "dual"}, "the run has no variant 'dual'"),
+        ({"replica": 2}, "replica: unknown key"),
+        ({"embedder": {"replica": 2}}, "embedder.replica: unknown key (did you mean 'replicas'?)"),
+        ({"recall": {"replicas": 0}}, "recall.replicas"),
+        ({"embedder": {"max_ongoing": 8, "autoscaling": {"target_ongoing_requests": 8}}}, "would never scale"),
+        ({"embedder": {"autoscaling": {"min_replicas": 5, "max_replicas": 2}}}, "min_replicas=5 is more than"),
+    ],
+)
+def test_mistakes_are_named(run: str, args: dict[str, Any], says: str) -> None:
+    with pytest.raises(UserError) as caught:
+        build_app({"run": run, **args})
+    assert says in str(caught.value)
+
+
+@pytest.mark.parametrize("role", ["text-weights", "table", "index"])
+def test_an_unfinished_run_is_refused(run: str, role: str) -> None:
+    storage.delete(storage.join(run.rsplit("/", 2)[0], "steps", STEPS[role], "manifest.json"))
+    with pytest.raises(UserError, match=f"step {role} of .* is not done"):
+        build_app({"run": run})
+
+
+def test_a_port_in_use_is_refused_before_anything_starts(run: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(UserError, match=f"cannot listen on 127.0.0.1:{port}: Address already in use"):
+            serve_run(run, "", "127.0.0.1", port)
+
+
+def test_a_host_of_another_machine_is_refused(run: str) -> None:
+    with pytest.raises(UserError, match="cannot listen on"), running_service(run, "", "192.0.2.77", 8123):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [("127.0.0.1", "http://127.0.0.1:1"), ("0.0.0.0", "http://127.0.0.1:1"), ("::", "http://[::1]:1")],
+)
+def test_url(host: str, url: str) -> None:
+    assert url_of(host, 1) == url
+
+
+def test_the_shipped_yaml_is_what_serve_and_the_service_take() -> None:
+    values = yaml.safe_load(YAML.read_text())
+    application = ServeDeploySchema.model_validate(values).applications[0]
+    assert application.import_path == "serve.app:search"
+    settings = build(ServiceSettings, application.args, "search.yaml")
+    defaults = ServiceSettings(run=settings.run)
+    assert settings.gateway == defaults.gateway
+    assert settings.recall == defaults.recall
+    changed = {**settings.embedder.model_dump(), "autoscaling": None}  # the one value that it says it changes
+    assert EmbedderSettings.model_validate(changed) == defaults.embedder
+    for section in ("gateway", "embedder", "recall"):
+        every = set(type(getattr(settings, section)).model_fields)
+        assert every - set(application.args[section]) <= {"autoscaling", "replicas"}  # of which one is given

@@ -1,0 +1,112 @@
+"""Recall against brute force in float64."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sidray import storage
+from sidray.finished import RunFolder
+from sidray.retrieval import item_table
+from sidray.serving.messages import Found, RecallQuery, Refusal
+from sidray.serving.recall import Recall
+from sidray.serving.settings import RecallSettings
+from tests.serving.runs import DIMENSION, MODEL_KEY, PARTITIONS, STEPS, tiny_run, vectors_of
+
+COUNT = 40
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    return tiny_run(tmp_path_factory.mktemp("run"), COUNT)
+
+
+@pytest.fixture(scope="module")
+def recall(run: RunFolder) -> Recall:
+    return Recall(run, RecallSettings())
+
+
+def query(**changes: object) -> RecallQuery:
+    values = {"vector": np.ones(DIMENSION, np.float32), "model_key": MODEL_KEY, "k": 5, "partitions": None}
+    return RecallQuery(**{**values, "exclude": [], "fields": [], **changes})  # type: ignore[arg-type]
+
+
+def ask(recall: Recall, **changes: object) -> Found | Refusal:
+    return asyncio.run(recall.search(query(**changes)))
+
+
+def expected(vector: np.ndarray, k: int, partitions: list[str] | None, exclude: list[str]) -> list[tuple[str, float]]:
+    items = vectors_of(COUNT).astype(np.float64)
+    scores = items @ vector / np.linalg.norm(items, axis=1) / np.linalg.norm(vector)
+    rows = [n for n in range(COUNT) if partitions is None or PARTITIONS[n % 3] in partitions]
+    rows = [n for n in rows if f"i{n:03d}" not in exclude]
+    return [(f"i{n:03d}", scores[n]) for n in sorted(rows, key=lambda n: -scores[n])[:k]]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 1000),
+    k=st.sampled_from([1, 3, 1000]),
+    partitions=st.none() | st.lists(st.sampled_from(PARTITIONS), min_size=1, max_size=4),
+    exclude=st.lists(st.integers(0, COUNT + 5), max_size=30),
+)
+def test_equal_to_brute_force(
+    recall: Recall, seed: int, k: int, partitions: list[str] | None, exclude: list[int]
+) -> None:
+    vector = np.random.default_rng(seed).standard_normal(DIMENSION).astype(np.float32)
+    left_out = [f"i{n:03d}" for n in exclude]
+    found = ask(recall, vector=vector, k=k, partitions=partitions, exclude=left_out)
+    assert isinstance(found, Found)
+    wanted = expected(vector.astype(np.float64), k, partitions, left_out)
+    assert [hit["item_id"] for hit in found.hits] == [item_id for item_id, _ in wanted]
+    np.testing.assert_allclose([hit["score"] for hit in found.hits], [score for _, score in wanted], atol=1e-5)
+    for hit in found.hits:
+        number = int(hit["item_id"][1:])
+        assert (hit["title"], hit["partition"], hit["fields"]) == (f"title {number}", PARTITIONS[number % 3], {})
+
+
+def test_fields_are_those_of_the_item(recall: Recall) -> None:
+    found = ask(recall, k=COUNT, fields=["sids", "shop"])
+    assert isinstance(found, Found)
+    assert len(found.hits) == COUNT
+    for hit in found.hits:
+        number = int(hit["item_id"][1:])
+        shop = None if number % 4 == 0 else f"shop {number}"
+        assert hit["fields"] == {"sids": [number, number + 1], "shop": shop}
+
+
+def test_a_clients_own_vector_needs_no_model_key(recall: Recall) -> None:
+    assert isinstance(ask(recall, model_key=""), Found)
+
+
+@pytest.mark.parametrize(
+    ("changes", "status", "code", "says"),
+    [
+        ({"model_key": "tiny-9999"}, 503, "model_changed", "tiny-9999"),
+        ({"vector": np.ones(DIMENSION + 1, np.float32)}, 422, "wrong_dimension", "7 values"),
+        ({"partitions": ["food", "fodd"]}, 404, "unknown_partition", "did you mean 'food'?"),
+        ({"fields": ["shops"]}, 422, "unknown_field", "did you mean 'shop'?"),
+        ({"fields": ["vector"]}, 422, "unknown_field", "fields: shop, sids"),
+    ],
+)
+def test_refusals(recall: Recall, changes: dict[str, object], status: int, code: str, says: str) -> None:
+    refusal = ask(recall, **changes)
+    assert isinstance(refusal, Refusal)
+    assert (refusal.status, refusal.code) == (status, code)
+    assert says in refusal.message
+
+
+def test_the_index_tells_how_long_it_lags(tmp_path: Path) -> None:
+    run = tiny_run(tmp_path)
+    recall = Recall(run, RecallSettings())
+    told = asyncio.run(recall.describe())
+    assert (told.model_key, told.generation, told.table_version) == (MODEL_KEY, STEPS["index"], 1)
+    assert (told.dimension, told.items, told.partitions, told.fields) == (DIMENSION, COUNT, 3, ["shop", "sids"])
+    assert told.lag_seconds == 0
+    item_table.append(storage.join(run.output("table"), "items.lance"), item_table.tombstones(["i000"]))
+    assert 0 < asyncio.run(recall.describe()).lag_seconds < 60

@@ -1,0 +1,140 @@
+"""Stages on Ray Train: resume after SIGKILL, ZeRO-3, the plan of rows. They repeat stages of the debug run."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sidray import storage
+from sidray.data.catalogue import Catalogue
+from sidray.finished import RunFolder
+from sidray.graph import Graph, build_graph
+from sidray.recipe import Recipe
+from sidray.steps import Store, Work
+from sidray.training import stage as stage_module
+from sidray.training import worker
+from sidray.training.engine import linear_schedule
+from sidray.training.schedule import Schedule
+from sidray.training.settings import StageSettings, TrainingSettings
+
+pytestmark = pytest.mark.ray
+
+
+def graph_of(debug_run: str, **training: Any) -> tuple[Graph, Store]:
+    run = RunFolder.open(debug_run)
+    recipe: Recipe = run.recipe
+    if training:
+        recipe = recipe.model_copy(update={"training": recipe.training.model_copy(update=training)})
+    return build_graph(recipe), Store(run.root)
+
+
+def again(graph: Graph, store: Store, role: str, folder: Path) -> list[dict[str, float]]:
+    """The stage computed once more into `folder`, from the same inputs; its history."""
+    step = graph[role]
+    step.run(Work(str(folder), {name: store.output(needed) for name, needed in step.inputs.items()}))
+    return list(storage.read_json(str(folder / "history.json"))["history"])
+
+
+def losses(history: list[dict[str, float]]) -> list[float]:
+    return [row["loss"] for row in history]
+
+
+def test_a_killed_worker_resumes_and_ends_with_the_same_loss(
+    debug_run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """finetune has every random choice there is: dropped texts, drawn negatives. SIGKILL after its first checkpoint."""
+    graph, store = graph_of(debug_run)
+    undisturbed = storage.read_json(storage.join(store.output(graph["stage-finetune"]), "history.json"))["history"]
+    flag = tmp_path / "killed"
+
+    def train_and_die(config: dict[str, Any]) -> None:
+        average, steps = worker._averaged, 0
+
+        def counting(metrics: Any) -> dict[str, float]:
+            nonlocal steps
+            steps += "loss" in metrics
+            if steps == 5 and worker.rank() == 1 and not flag.exists():
+                flag.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            return average(metrics)
+
+        worker._averaged = counting
+        worker.train_stages(config)
+
+    stage = graph.recipe.sid_stages[-1]
+    twice = stage.model_copy(update={"validations": 2})  # a checkpoint after step 3 of 6
+    recipe = graph.recipe.model_copy(update={"sid_stages": [graph.recipe.sid_stages[0], twice]})
+    monkeypatch.setattr(stage_module, "train_stages", train_and_die)
+    (tmp_path / "out").mkdir()
+    history = again(build_graph(recipe), store, "stage-finetune", tmp_path / "out")
+    assert flag.exists()
+    assert [row["step"] for row in history] == [1, 2, 3, 4, 5, 6]
+    np.testing.assert_allclose(losses(history), losses(undisturbed), rtol=1e-5)
+
+
+def test_zero_3_trains_as_zero_0(debug_run: str, tmp_path: Path) -> None:
+    graph, store = graph_of(debug_run)
+    plain = store.output(graph["stage-query2item"])
+    sharded, _ = graph_of(debug_run, zero_stage=3)
+    history = again(sharded, store, "stage-query2item", tmp_path)
+    np.testing.assert_allclose(
+        losses(history), losses(storage.read_json(storage.join(plain, "history.json"))["history"]), rtol=1e-4
+    )
+    from safetensors.numpy import load_file
+
+    one, two = load_file(f"{plain}/towers.safetensors"), load_file(tmp_path / "towers.safetensors")
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+        np.testing.assert_allclose(two[name], value, atol=2e-4, err_msg=name)
+
+
+def test_stages_write_what_they_promise(debug_run: str) -> None:
+    graph, store = graph_of(debug_run)
+    for role in ("stage-query2text", "stage-finetune"):
+        folder = Path(store.output(graph[role]))
+        assert sorted(path.name for path in folder.iterdir()) == ["history.json", "stage.png", "towers.safetensors"]
+    saved = storage.read_json(storage.join(store.output(graph["stage-finetune"]), "history.json"))
+    assert {"causal/loss", "causal_sids/loss", "query2item/loss", "query2item_hard/loss"} <= set(saved["history"][0])
+    assert {"query2item/R@10", "causal_sids/token accuracy", "score"} <= set(saved["validation"][-1])
+
+
+@pytest.mark.parametrize("rows", ["clicks", "items"])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_schedule_covers_every_train_row_once_per_epoch(debug_run: str, rows: Any, workers: int) -> None:
+    graph, store = graph_of(debug_run)
+    catalogue = Catalogue.open(store.output(graph["catalogue"]))
+    stage = StageSettings(name="s", tasks={"query2text": 1}, rows=rows, batch_size=8, epochs=1, seed=3)
+    schedule = Schedule(stage, catalogue, workers)
+    parts = [schedule.positions(0, rank) for rank in range(workers)]
+    whole = np.concatenate(parts, axis=1).reshape(-1)  # click rows in the order of the global batches
+    clicks = catalogue.clicks("train")
+    if rows == "clicks":
+        assert set(whole[: schedule.n_rows]) == set(clicks["click_row"].to_pylist())
+    else:
+        items = catalogue.clicks()["item_row"].to_numpy()[whole[: schedule.n_rows]]
+        assert sorted(items) == catalogue.train_items.tolist()
+        assert set(whole) <= set(clicks["click_row"].to_pylist())
+    rest = np.concatenate([schedule.positions(5, rank) for rank in range(workers)], axis=1)
+    np.testing.assert_array_equal(rest, np.concatenate(parts, axis=1)[5:])
+    assert schedule.validation_steps()[-1] == schedule.steps
+
+
+def test_too_many_workers_are_refused_before_they_wait_for_ever(
+    debug_run: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sidray import cluster
+    from sidray.errors import UserError
+
+    monkeypatch.setattr(cluster, "PREFLIGHT_S", 0.5)
+    with pytest.raises(UserError, match=r"training.workers=40 with 1 CPU .* need 40.5 CPU .* the cluster has 4 CPU"):
+        cluster.preflight(TrainingSettings(workers=40))
+
+
+def test_the_schedule_of_the_learning_rate() -> None:
+    factor = linear_schedule(steps=10, warmup=0.2)
+    assert [round(factor(step), 3) for step in (0, 1, 2, 6, 9, 10)] == [0.5, 1.0, 1.0, 0.5, 0.125, 0.0]
