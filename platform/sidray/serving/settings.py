@@ -48,7 +48,7 @@ class DeploymentSettings(Settings):
 
 class EmbedderSettings(DeploymentSettings):
     """A batch holds `batch_tokens` padded tokens or `batch_pictures` pictures; an idle model waits `batch_wait_ms` for
-    company. `threads` are torch's. Each gateway replica keeps `max_queued` requests waiting, the next is answered 503."""
+    company. `threads` are torch's. In each gateway replica `max_queued` requests wait; the next is answered 503."""
 
     cpus: Annotated[float, Field(ge=0)] = 1.0
     gpus: Annotated[float, Field(ge=0)] = 0.0

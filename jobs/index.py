@@ -1,0 +1,14 @@
+"""Publishes the item tables of a recipe and its variants and builds their indexes, and whatever they need.
+
+ray job submit --working-dir . -- python jobs/index.py smgr-pictograms training.workers=2
+"""
+
+ROLES = ("index",)
+
+if __name__ == "__main__":
+    import sys
+
+    sys.path.pop(0)  # this folder: its tokenize.py would hide the standard library's
+    from sidray.jobs import compute, main
+
+    main(__doc__, compute(ROLES))
