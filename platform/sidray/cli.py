@@ -5,7 +5,9 @@ A user's mistake (UserError) is printed without a traceback and ends with exit c
 
 from __future__ import annotations
 
+import logging
 import sys
+import warnings
 from typing import Annotated
 
 import typer
@@ -105,6 +107,7 @@ def export(
 
 def main() -> None:
     prepare_environment()
+    quieten()
     try:
         app()
     except UserError as error:
@@ -114,6 +117,12 @@ def main() -> None:
         if mistake is None:
             raise
         fail(mistake)
+
+
+def quieten() -> None:
+    """Our own lines say what happens; the libraries' notes on every dataset drown them."""
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message="lance is not fork-safe")
 
 
 def fail(error: UserError) -> None:

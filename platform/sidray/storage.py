@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -27,10 +28,25 @@ def open_uri(uri: str) -> tuple[pafs.FileSystem, str]:
     try:
         if "://" not in uri:
             return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(uri))
-        filesystem, path = pafs.FileSystem.from_uri(uri)
+        return _remote(uri)
     except (pa.ArrowInvalid, OSError, ValueError) as error:
         raise UserError(f"cannot open {uri}: {error}", "give a path or a URI such as s3://bucket/folder") from error
-    return filesystem, path
+
+
+def _remote(uri: str) -> tuple[pafs.FileSystem, str]:
+    """A bucket's filesystem is opened once: opening one asks the network for its region."""
+    parts = urlsplit(uri)
+    if not parts.netloc:
+        filesystem, path = pafs.FileSystem.from_uri(uri)
+        return filesystem, str(path)
+    filesystem, bucket = _bucket(urlunsplit((parts.scheme, parts.netloc, "", parts.query, "")))
+    return filesystem, bucket.rstrip("/") + parts.path.rstrip("/")
+
+
+@functools.lru_cache(maxsize=16)
+def _bucket(uri: str) -> tuple[pafs.FileSystem, str]:
+    filesystem, path = pafs.FileSystem.from_uri(uri)
+    return filesystem, str(path)
 
 
 def is_local(uri: str) -> bool:

@@ -1,8 +1,8 @@
 """The contract of the tables that a user brings, checked: schemas stop the job, bad rows get a reason.
 
 check_schema(table, settings)  # raises UserError: file, column, given and wanted type, remedy
-batch = conform(batch, "items", settings)  # contract names, plain types
-reasons = Reasons(batch.num_rows);  reasons.add(mask, "empty title")
+reasons = Reasons(block.num_rows);  reasons.add(mask, "empty title")
+block = conform(block, "items", settings, reasons)  # contract names, plain types
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Bad rows: written to quarantine/<table>.parquet with file, row and reason, counted, and fatal above a share.
 
 with Quarantine("out/quarantine", max_bad_fraction=0.05) as quarantine:
-    quarantine.add("items", {"file": [...], "row": [...], "item_id": [...], "reason": [...]})
+    quarantine.add("items", rows)  # pa.Table of SCHEMA: file, row, value, reason
     quarantine.check("items", total_rows)
 """
 

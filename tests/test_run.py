@@ -1,0 +1,166 @@
+"""The debug run from end to end: what it leaves, a rerun, search, embed, export, warm start."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import lance
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from sidray import storage
+from sidray.batch_embed import batch_embed
+from sidray.embedding.pool import read_vectors
+from sidray.embedding.runtime import RunModel
+from sidray.export import export
+from sidray.finished import RunFolder
+from sidray.run import run_recipe
+from sidray.search import search
+from sidray.show import show
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module")
+def run(debug_run: str) -> RunFolder:
+    return RunFolder.open(debug_run)
+
+
+@pytest.fixture(scope="module")
+def model(run: RunFolder) -> RunModel:
+    return RunModel.load(run)
+
+
+def catalogue_table(run: RunFolder, rows: int) -> pa.Table:
+    dataset = lance.dataset(storage.join(run.output("catalogue"), "items.lance"))
+    return dataset.to_table().slice(0, rows).drop_columns(["image_id"])
+
+
+def test_the_run_folder_holds_what_the_contract_says(run: RunFolder) -> None:
+    report = Path(run.uri) / "report"
+    names = {path.name for path in report.iterdir()}
+    assert {"results.json", "report.md", "recall_at_10.png", "gallery.html", "smgr-tokenizers.png"} <= names
+    assert {f"smgr-stage-{name}.png" for name in ("query2text", "image2text", "query2image", "query2item")} <= names
+    results = json.loads((report / "results.json").read_text())["results"]
+    expected = ["popularity", "BM25", "smgr: after query2text", "smgr: with pictures", "smgr: reconstructed", "smgr"]
+    assert list(results) == [*expected, "oracle"]
+    everything = results["smgr"]["rows"]["all clicks"]
+    assert (
+        0 <= everything["recall@1"] <= everything["recall@10"] <= results["oracle"]["rows"]["all clicks"]["recall@10"]
+    )
+    assert "stage-finetune" in show(run.uri)
+
+
+def test_a_rerun_does_nothing_and_prints_the_same(run: RunFolder) -> None:
+    said: list[str] = []
+    again = run_recipe("smgr-debug", [f"runs.root={run.root}"], say=said.append)
+    assert said == []
+    assert again.folder == run.uri
+    assert again.seconds < 5
+    assert "oracle" in again.table
+
+
+def test_new_items_get_the_vectors_and_sids_of_the_catalogue(run: RunFolder, model: RunModel, tmp_path: Path) -> None:
+    """Raw pictures and texts, encoded anew, against the run's own item table."""
+    pq.write_table(catalogue_table(run, 40), tmp_path / "items.parquet")
+    summary = batch_embed(run, str(tmp_path / "items.parquet"), str(tmp_path / "out"))
+    got = pq.read_table(tmp_path / "out" / "items.parquet")
+    assert got.column_names == ["item_id", "vector", "sids", "model_key"]
+    assert summary["items"] == got.num_rows == 40
+    table = lance.dataset(storage.join(run.output("table"), "items.lance")).to_table()
+    rows = {item: row for row, item in enumerate(table["item_id"].to_pylist())}
+    own = table.take([rows[item] for item in got["item_id"].to_pylist()])
+    assert got["sids"].to_pylist() == own["sids"].to_pylist()
+    vectors = [np.array(column["vector"].to_pylist()) for column in (got, own)]
+    np.testing.assert_allclose(vectors[0], vectors[1], atol=2e-5)
+    assert set(got["model_key"].to_pylist()) == set(own["model_key"].to_pylist()) == {model.model_key}
+
+
+def test_queries_get_the_vectors_of_the_evaluation(run: RunFolder, model: RunModel) -> None:
+    clicks = lance.dataset(storage.join(run.output("catalogue"), "clicks.lance")).to_table().slice(0, 50)
+    stored = read_vectors(storage.join(run.output("embed"), "queries.lance"), "vector")
+    np.testing.assert_allclose(
+        model.queries(clicks["query"].to_pylist()), stored[clicks["query_id"].to_numpy()], atol=2e-5
+    )
+
+
+def test_an_item_is_encoded_alone_as_in_a_batch(run: RunFolder, model: RunModel) -> None:
+    items = catalogue_table(run, 6).to_pylist()
+    items[2]["image"] = None
+    together = model.items(items)
+    alone = [model.items([item]) for item in items]
+    assert [each.sids[0] for each in alone] == together.sids
+    np.testing.assert_allclose(np.concatenate([each.vectors for each in alone]), together.vectors, atol=1e-5)
+    assert model.assigner is not None
+    none = len(model.assigner.vocabulary) - 1
+    assert together.sids[2][3:6] == [none] * 3  # <img_none> on each image level
+    assert none not in together.sids[0]
+
+
+def test_search_is_the_exact_answer_inside_the_partition(run: RunFolder, model: RunModel) -> None:
+    table = lance.dataset(storage.join(run.output("table"), "items.lance")).to_table()
+    scores = np.array(table["vector"].to_pylist()) @ model.queries(["happy animal"])[0]
+    inside = np.array(table["partition"].to_pylist()) == "objects"
+    best = np.argsort(-np.where(inside, scores, -2))[:5]
+    hits = search(run, "happy animal", None, ["objects"], 5)
+    assert {hit.partition for hit in hits} == {"objects"}
+    np.testing.assert_allclose([hit.score for hit in hits], scores[best], atol=1e-5)
+    assert len(search(run, "happy animal", None, [], 7)) == 7
+
+
+def test_a_picture_is_a_query(run: RunFolder, tmp_path: Path) -> None:
+    picture = tmp_path / "picture.png"
+    picture.write_bytes(catalogue_table(run, 1)["image"][0].as_py())
+    assert len(search(run, "", str(picture), [], 3)) == 3
+    assert search(run, "cat", str(picture), [], 3) != search(run, "cat", None, [], 3)
+
+
+def test_export_is_plain_hugging_face(run: RunFolder, model: RunModel, tmp_path: Path) -> None:
+    from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
+
+    names = export(run, str(tmp_path / "out"))
+    assert names == ["image", "sidray.json", "text", "tokenizers", "towers.safetensors"]
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out" / "text")
+    lm = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "text").eval()
+    AutoModel.from_pretrained(tmp_path / "out" / "image")
+    item = {**catalogue_table(run, 1).to_pylist()[0]}
+    sids = model.items([item]).sids[0]
+    assert model.assigner is not None
+    text = model.prompter.item_text(item) + " SIDs:" + "".join(model.assigner.vocabulary.tokens[n] for n in sids)
+    ids = tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"]
+    ids = torch.cat([ids, torch.tensor([[tokenizer.eos_token_id]])], 1)
+    with torch.no_grad():
+        pooled = lm.base_model(input_ids=ids).last_hidden_state[:, -1]
+        vector = torch.nn.functional.normalize(model.final.item(pooled), dim=-1)[0].numpy()
+    np.testing.assert_allclose(vector, model.items([item]).vectors[0], atol=1e-4)
+
+
+def test_a_warm_start_keeps_the_codebooks(run: RunFolder, tmp_path: Path) -> None:
+    """New clicks, frozen codebooks: the old items keep their SIDs, and training goes on from the final towers."""
+    items = catalogue_table(run, 300)
+    clicks = lance.dataset(storage.join(run.output("catalogue"), "clicks.lance")).to_table()
+    ids = np.array(items["item_id"].to_pylist())[clicks["item_row"].to_numpy()]
+    pq.write_table(items, tmp_path / "items.parquet")
+    pq.write_table(
+        pa.table({"query": clicks["query"], "item_id": ids, "split": clicks["split"]}), tmp_path / "c.parquet"
+    )
+    recipe = tmp_path / "warm.yaml"
+    recipe.write_text(
+        f"extends: smgr-debug\nname: warm\nruns: {{root: {run.root}}}\ninit_from: {run.uri}\nstages: []\n"
+        f"data: {{source: tables, items: {tmp_path}/items.parquet, clicks: {tmp_path}/c.parquet, limit: null}}\n"
+        "sid_stages: [{name: finetune, tasks: {query2item: 1}, item: sids}]\nevaluation: {after: {}}\n"
+    )
+    warm = RunFolder.open(run_recipe(str(recipe), [], say=lambda line: None).folder)
+    assert warm.steps["tokenizers"] == run.steps["tokenizers"]
+    assert warm.steps["pretrained-towers"] == run.steps["pretrained-towers"]
+    sids = [
+        lance.dataset(storage.join(each.output("sids"), "sids.lance")).to_table(columns=["sids"])["sids"].to_pylist()
+        for each in (run, warm)
+    ]
+    assert sids[0] == sids[1]
+    assert warm.steps["final-towers"] != run.steps["final-towers"]
+    assert warm.manifest("final-towers")["inputs"]["start"] == run.steps["final-towers"]

@@ -1,0 +1,46 @@
+"""Paths and URIs, whole-or-nothing writes, and folders of another filesystem (moto's S3) copied to a local one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow.fs as pafs
+import pytest
+
+from sidray import storage
+from sidray.errors import UserError
+
+
+def test_paths_and_uris(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert storage.open_uri("a/b")[1] == f"{tmp_path}/a/b"
+    assert storage.open_uri(f"file://{tmp_path}/a")[1] == f"{tmp_path}/a"
+    assert storage.is_local(f"file://{tmp_path}/a")
+    assert storage.absolute("a") == f"{tmp_path}/a"
+    with pytest.raises(UserError, match="cannot open ftq://x"):
+        storage.open_uri("ftq://x/y")
+
+
+def test_write_read_list_delete(tmp_path: Path) -> None:
+    uri = str(tmp_path / "deep" / "file.json")
+    storage.write_json(uri, {"a": "ü"})
+    assert storage.read_json(uri) == {"a": "ü"}
+    assert storage.list_names(str(tmp_path / "deep")) == ["file.json"]  # no temporary file is left
+    assert storage.size_of(str(tmp_path)) == (tmp_path / "deep" / "file.json").stat().st_size
+    storage.delete(str(tmp_path / "deep"))
+    assert not storage.exists(uri)
+    assert storage.list_names(str(tmp_path / "deep")) == []
+    storage.delete(uri)  # deleting nothing is no error
+
+
+def test_a_remote_folder_becomes_a_local_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A memory filesystem stands for an object store."""
+    remote = pafs._MockFileSystem()  # type: ignore[attr-defined]
+    remote.create_dir("bucket/run/sub")
+    for name in ("a", "sub/b"):
+        with remote.open_output_stream(f"bucket/run/{name}") as stream:
+            stream.write(name.encode())
+    monkeypatch.setattr(storage, "open_uri", lambda uri: (remote, uri.removeprefix("mock://")))
+    copied = storage.local_copy("mock://bucket/run", tmp_path)
+    assert (copied / "a").read_text() == "a"
+    assert (copied / "sub" / "b").read_text() == "sub/b"
