@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sidray import storage
+from sidray.errors import UserError
 from sidray.finished import RunFolder
 from sidray.models.fetch import sources_of
 from sidray.models.inputs import Segment, batch_of, pixels, sid_segment
@@ -68,7 +69,13 @@ class RunModel:
             return _unit(self.final.query(self._encode(self.final, [[s] for s in self._segments(ids)])))
 
     def pictures(self, images: Sequence[bytes]) -> np.ndarray[Any, np.dtype[np.float32]]:
-        """Pictures as queries: their own SIDs through the final item tower with the text left empty."""
+        """Pictures as queries: their own SIDs through the final item tower with the text left empty.
+
+        Raises UserError when the model reads text alone."""
+        if self.pretrained.image is None:
+            raise UserError(
+                "this model reads no pictures", "search with a query, or choose a variant that has pictures"
+            )
         with torch.inference_mode():
             h_image = self._image(list(images))
             picture = self.pretrained.item(fuse(None, h_image, self.recipe.model.fusion))
