@@ -21,6 +21,8 @@ from sidray import storage
 from sidray.data.catalogue import Catalogue, Rows
 from sidray.models.prompts import Prompter
 
+IN_MEMORY_BYTES = 128 * 2**20  # of cached image features that a process keeps
+
 Ids = npt.NDArray[np.int64]
 States = npt.NDArray[np.float16]
 
@@ -167,9 +169,14 @@ class ImageSource:
 
     @cached_property
     def _features(self) -> Any:
+        """The cached features: a small catalogue's whole table in memory, a large one's dataset on disk."""
         import lance
 
-        return lance.dataset(storage.join(str(self.cache), "features.lance"))
+        dataset = lance.dataset(storage.join(str(self.cache), "features.lance"))
+        bytes_per_row = 4 * dataset.schema.field("features").type.list_size
+        if dataset.count_rows() * bytes_per_row > IN_MEMORY_BYTES:
+            return dataset
+        return dataset.to_table().combine_chunks()
 
     def source_rows(self, rows: Rows) -> Rows:
         """The rows whose pictures these items show."""
@@ -182,7 +189,7 @@ class ImageSource:
             table = self.catalogue.items(rows, ["image", "image_id"])
             values, present = pixels(table["image"].to_pylist(), self.size)
         else:
-            table = self._features.take(rows, columns=["features", "image_id"])
+            table = self._features.take(rows)
             flat = table["features"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
             values = torch.from_numpy(np.array(flat, np.float32).reshape(len(rows), -1))
             present = torch.from_numpy(table["image_id"].to_numpy() >= 0)
