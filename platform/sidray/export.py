@@ -58,6 +58,7 @@ def _card(model: RunModel) -> dict[str, Any]:
         "model_key": model.model_key,
         "dimension": model.dimension,
         "mlp": settings.mlp,
+        "pooling": settings.text.pooling,
         "fusion": settings.fusion.model_dump(),
         "prompts": settings.prompts.model_dump(),
         "text_fields": model.recipe.data.text_fields,

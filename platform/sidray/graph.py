@@ -131,8 +131,9 @@ class _Builder:
         model, embedding = self.recipe.model, self.recipe.embedding
         if model.text.frozen_layers:
             run = partial(text_cache, model, embedding)
+            config = {"text": model.text.model_dump(mode="json", exclude={"pooling"}), "prompts": dump(model.prompts)}
             inputs = self._same("catalogue", "text-weights")
-            self._add("text-cache", run, TEXT_CACHE_VERSION, dump(model, {"text", "prompts"}), inputs)
+            self._add("text-cache", run, TEXT_CACHE_VERSION, config, inputs)
         if model.image.frozen and "image-weights" in self.steps:
             run = partial(image_cache, model, embedding)
             inputs = self._same("catalogue", "image-weights")

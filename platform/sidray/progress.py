@@ -80,9 +80,9 @@ def _show(uri: str, stop: threading.Event) -> None:
             continue
         name, seen = note["name"], 0
         with progress(name, note["steps"]) as advance:
-            while note["name"] == name and not stop.is_set():
-                advance(max(0, note["step"] - seen))
-                seen = max(seen, note["step"])
+            while note["name"] == name and note["step"] >= seen and not stop.is_set():  # less: a worker began again
+                advance(note["step"] - seen)
+                seen = note["step"]
                 stop.wait(NOTE_EVERY_S)
                 note = _read(uri) or note
 

@@ -58,4 +58,4 @@ def test_paper_size_on_the_meta_device() -> None:
     pixels = torch.zeros(2, 3, 224, 224, dtype=torch.uint8, device="meta")
     assert towers.trunk(pixels).shape == (2, 1280)
     e_q = torch.zeros(2, 1024, device="meta")
-    assert towers.query(e_q).shape == towers.fused(e_q, e_q).shape == (2, 128)
+    assert towers.query(e_q).shape == towers.item(e_q, e_q).shape == (2, 128)

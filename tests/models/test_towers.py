@@ -39,6 +39,17 @@ def test_pools_the_last_real_token() -> None:
     assert torch.equal(pool_last(hidden, mask), torch.stack([hidden[0, 1], hidden[1, 3]]))
 
 
+def test_pools_the_mean_of_real_tokens(folder: Path) -> None:
+    """Against the plain mean over the unpadded sequence."""
+    settings = tiny_settings(pooling="mean")
+    towers = build_towers(folder / "text", folder / "image", settings, 0, with_frozen=False).eval()
+    ids = torch.tensor([[5, 9, 30, 2]])
+    inputs = TextInput(ids, torch.ones_like(ids).bool())
+    padded = TextInput(F.pad(ids, (0, 5)), F.pad(inputs.mask, (0, 5)))
+    with torch.no_grad():
+        torch.testing.assert_close(towers.encode_text(padded), towers.hidden(inputs).mean(1), atol=1e-5, rtol=1e-5)
+
+
 def test_text_is_the_lm_at_eos_whatever_the_padding(folder: Path) -> None:
     """Against the plain Hugging Face model on the unpadded sequence."""
     towers = tiny_towers(folder).eval()
@@ -51,11 +62,11 @@ def test_text_is_the_lm_at_eos_whatever_the_padding(folder: Path) -> None:
     torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
 
 
-def test_fusion_adds_unit_vectors() -> None:
-    text, image = torch.tensor([[3.0, 4.0]]), torch.tensor([[0.0, 0.001]])
-    torch.testing.assert_close(fuse(text, image, Fusion()), torch.tensor([[0.6, 1.8]]))
+def test_fusion_adds_vectors_of_one_length() -> None:
+    text, image, unit = torch.tensor([[3.0, 4.0]]), torch.tensor([[0.0, 0.001]]), 2**0.5
+    torch.testing.assert_close(fuse(text, image, Fusion()), torch.tensor([[0.6, 1.8]]) * unit)
     torch.testing.assert_close(fuse(text, image, Fusion(normalise=False)), torch.tensor([[3.0, 4.001]]))
-    torch.testing.assert_close(fuse(text, torch.zeros(1, 2), Fusion()), torch.tensor([[0.6, 0.8]]))
+    torch.testing.assert_close(fuse(text, torch.zeros(1, 2), Fusion()), torch.tensor([[0.6, 0.8]]) * unit)
 
 
 def test_a_missing_picture_is_zero(folder: Path) -> None:

@@ -2,17 +2,41 @@
 
 from __future__ import annotations
 
+import time
+from typing import Any
+
 import ray.data
+from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 BLOCK_BYTES = 2 * 2**20  # small blocks: the first result comes after 2.5 s instead of 12
 
+LOOP_SECONDS = 0.01
 
-def in_order(dataset: ray.data.Dataset, buffer_bytes: int) -> None:
-    """Makes the dataset (before any transformation of it) yield rows in order, with at most about `buffer_bytes` of
-    results waiting in the object store. Changes the dataset's own copy of the context, nobody else's."""
+
+class Pace(ExecutionCallback):
+    """Gives Ray Data's scheduling loop a breath at every turn.
+
+    Its wait returns at once while a finished block stands behind a full buffer, so that the loop spins, in the very
+    process that trains: 60 % of a core and most of the GIL (measured with Ray 2.60)."""
+
+    def on_execution_step(self, executor: Any) -> None:
+        time.sleep(LOOP_SECONDS)
+
+
+def calm(dataset: ray.data.Dataset) -> None:
+    """Makes the dataset (before any transformation of it) yield rows in order, without Ray's bars and at a calm pace.
+
+    Changes the dataset's own copy of the context, nobody else's."""
     context = dataset.context
-    context.target_max_block_size = BLOCK_BYTES
     context.enable_progress_bars = False
     context.execution_options.preserve_order = True
+    context.custom_execution_callback_classes = [*context.custom_execution_callback_classes, Pace]
+
+
+def in_order(dataset: ray.data.Dataset, buffer_bytes: int) -> None:
+    """The same in small blocks, with at most about `buffer_bytes` of results waiting in the object store."""
+    calm(dataset)
+    context = dataset.context
+    context.target_max_block_size = BLOCK_BYTES
     limits = context.execution_options.resource_limits
     context.execution_options.resource_limits = limits.copy(object_store_memory=buffer_bytes)

@@ -27,10 +27,10 @@ from sidray.embedding.pool import Encoder, encode_rows, vector_column, write_row
 from sidray.embedding.settings import EmbeddingSettings
 from sidray.models.fetch import Fetch, Sources
 from sidray.models.settings import ModelSettings
-from sidray.models.towers import ImageInput, TextInput, Towers, fuse, load_trained
+from sidray.models.towers import ImageInput, TextInput, Towers, load_trained
 from sidray.steps import Summary, Work
 
-VERSION = 1
+VERSION = 2
 PICTURES = 1000
 
 
@@ -133,8 +133,8 @@ class _RowEncoder:
         if self.job.random_images is not None:
             noise = _noise(rows, h_image.shape[1], self.job.random_images).to(self.device)
             h_image = noise * image.present[:, None]
-        picture = towers.item(fuse(None, h_image, self.job.model.fusion))
-        return self._table(towers.fused(h_text, h_image), len(rows), h_text, h_image, picture, image.present)
+        picture = towers.item(None, h_image)
+        return self._table(towers.item(h_text, h_image), len(rows), h_text, h_image, picture, image.present)
 
     def queries(self, query_ids: Any) -> pa.Table:
         batch = self.fetch_queries(self.first_click[query_ids])

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from sidray import storage
+from sidray.data.blocks import calm
 from sidray.embedding.settings import EmbeddingSettings
 from sidray.errors import root_user_error
 from sidray.progress import progress
@@ -44,9 +45,7 @@ def encode_rows(name: str, total: int, make: Callable[[], Encoder], settings: Em
 
     blocks = max(1, -(-total // (4 * settings.batch_size)))
     rows = ray.data.from_arrow(pa.table({"row": np.arange(total)})).repartition(blocks)
-    context = rows.context
-    context.execution_options.preserve_order = True
-    context.enable_progress_bars = False
+    calm(rows)
     encoded = rows.map_batches(
         _Actor,
         fn_constructor_args=(make, max(1, int(settings.cpus))),

@@ -20,7 +20,7 @@ from sidray.finished import RunFolder
 from sidray.models.fetch import sources_of
 from sidray.models.inputs import Segment, batch_of, pixels, sid_segment
 from sidray.models.prompts import Prompter, load_tokenizer
-from sidray.models.towers import ImageInput, TextInput, Towers, fuse, load_trained
+from sidray.models.towers import ImageInput, TextInput, Towers, load_trained
 from sidray.tokenizers.run import Assigner
 
 Item = Mapping[str, Any]  # title, image (bytes or None) and the recipe's text fields
@@ -78,7 +78,7 @@ class RunModel:
             )
         with torch.inference_mode():
             h_image = self._image(list(images))
-            picture = self.pretrained.item(fuse(None, h_image, self.recipe.model.fusion))
+            picture = self.pretrained.item(None, h_image)
             if self.assigner is None:
                 return _unit(picture)
             sids = self.assigner.picture_sids(_unit(h_image), _unit(picture))
@@ -92,7 +92,7 @@ class RunModel:
             if self.last_item == "text":
                 return Encoded(_unit(self.final.item(h_text)), [[] for _ in items])
             h_image = self._image([item.get("image") for item in items])
-            fused = self.pretrained.fused(h_text, h_image)
+            fused = self.pretrained.item(h_text, h_image)
             if self.assigner is None:
                 return Encoded(_unit(fused), [[] for _ in items])
             sids = self.assigner.sids(_unit(h_text), _unit(h_image), _unit(fused)).tolist()

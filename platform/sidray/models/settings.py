@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import string
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -17,7 +17,8 @@ class TextSettings(Settings):
 
     `weights`: "random" (built from `config`, with a BPE tokenizer trained on the catalogue), a local folder, a .gguf
     file, "smollm2-135m-instruct" (from its package), or a hub name. `layers` keeps the lowest N; of those the lowest
-    `frozen_layers` are computed once and cached.
+    `frozen_layers` are computed once and cached. `pooling`: the state at EOS (the paper), or the mean over all tokens,
+    which few trained layers learn faster.
     """
 
     weights: str = "random"
@@ -25,6 +26,7 @@ class TextSettings(Settings):
     vocabulary: Positive = 4096
     layers: Positive | None = None
     frozen_layers: Annotated[int, Field(ge=0)] = 0
+    pooling: Literal["eos", "mean"] = "eos"
     max_tokens: Positive = 64
     max_query_tokens: Positive = 32
 

@@ -1,4 +1,4 @@
-"""The text encoder: a causal LM of Hugging Face, pooled at EOS, with SID tokens and an optional cut.
+"""The text encoder: a causal LM of Hugging Face, pooled at EOS or over all tokens, with SID tokens and an optional cut.
 
 Below the cut (`frozen_layers`) nothing is trained, so those layers run once per text and their hidden states are
 cached; above it the layers are trained. SID tokens enter at the cut by an embedding of their own (at the input when
@@ -116,6 +116,12 @@ def pool_last(hidden: Tensor, mask: Tensor) -> Tensor:
     """The state at the last real position, EOS: [B, T, d], [B, T] -> [B, d]."""
     last = mask.sum(1).clamp(min=1) - 1  # [B]
     return hidden[torch.arange(len(hidden), device=hidden.device), last]
+
+
+def pool_mean(hidden: Tensor, mask: Tensor) -> Tensor:
+    """The mean over real positions, EOS included: [B, T, d], [B, T] -> [B, d]."""
+    weights = mask[..., None].to(hidden.dtype)
+    return (hidden * weights).sum(1) / weights.sum(1).clamp(min=1)
 
 
 def load_lm(folder: Path, dtype: torch.dtype = torch.float32) -> Any:

@@ -1,7 +1,7 @@
 """The two towers of SMGR: one causal LM for queries and items, an image encoder, MLP_Q and MLP_I.
 
-h_q, h_text = LLM(x) at EOS;  h_image = project(ViT(image));  h_item = norm(h_text) + norm(h_image)
-query vector = MLP_Q(h_q);  item vector = MLP_I(h_item), or MLP_I(LLM(text + SIDs)) after the SID stages (10)
+h_q, h_text = LLM(x), pooled;  h_image = project(ViT(image));  h_item = norm(h_text) + norm(h_image)
+query vector = MLP_Q(h_q);  item vector = MLP_I(h_item), or MLP_I(norm(LLM(text + SIDs))) after the SID stages (10)
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from sidray.errors import UserError
 from sidray.models.image import load_image_encoder
 from sidray.models.settings import Fusion, ModelSettings
-from sidray.models.text import TextEncoder, load_lm, pool_last
+from sidray.models.text import TextEncoder, load_lm, pool_last, pool_mean
 
 
 @dataclass(frozen=True)
@@ -62,9 +62,13 @@ def mlp(width: int, widths: list[int]) -> nn.Sequential:
 
 
 def fuse(h_text: Tensor | None, h_image: Tensor | None, fusion: Fusion) -> Tensor:
-    """h_item = h_text + h_image, [B, d]; a missing modality is None, or a row of zeros, and adds nothing."""
+    """h_item = h_text + h_image, [B, d]; a missing modality is None, or a row of zeros, and adds nothing.
+
+    Normalised parts have the length sqrt(d), so that the MLP reads numbers of the order of one."""
     parts = [h for h in (h_text, h_image) if h is not None]
-    return torch.stack([F.normalize(h, dim=-1) if fusion.normalise else h for h in parts]).sum(0)
+    if fusion.normalise:
+        parts = [F.normalize(h, dim=-1) * h.shape[-1] ** 0.5 for h in parts]
+    return torch.stack(parts).sum(0)
 
 
 class Towers(nn.Module):
@@ -106,7 +110,8 @@ class Towers(nn.Module):
 
     def encode_text(self, inputs: TextInput) -> Tensor:
         """h_q, h_text or LLM(text + SIDs): [B, d]."""
-        return pool_last(self.hidden(inputs), inputs.mask).float()
+        pool = pool_mean if self.settings.text.pooling == "mean" else pool_last
+        return pool(self.hidden(inputs), inputs.mask).float()
 
     def encode_image(self, inputs: ImageInput) -> Tensor:
         """h_image [B, d]; zeros where there is no picture."""
@@ -129,14 +134,11 @@ class Towers(nn.Module):
         out: Tensor = self.mlp_q(h_q.to(next(self.mlp_q.parameters()).dtype)).float()
         return out
 
-    def item(self, h: Tensor) -> Tensor:
-        """MLP_I: [B, d] -> [B, dimension]."""
+    def item(self, h_text: Tensor | None, h_image: Tensor | None = None) -> Tensor:
+        """MLP_I(h_text + h_image): [B, d], [B, d] -> [B, dimension]. With SIDs, h_text = LLM(text + SIDs) alone."""
+        h = fuse(h_text, h_image, self.settings.fusion)
         out: Tensor = self.mlp_i(h.to(next(self.mlp_i.parameters()).dtype)).float()
         return out
-
-    def fused(self, h_text: Tensor | None, h_image: Tensor | None) -> Tensor:
-        """MLP_I(h_text + h_image)."""
-        return self.item(fuse(h_text, h_image, self.settings.fusion))
 
 
 def groups(towers: Towers) -> Mapping[str, list[nn.Module]]:

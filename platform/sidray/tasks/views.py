@@ -72,7 +72,7 @@ class Views:
     def item(self) -> Tensor:
         """The item's vector [b, dimension]: fused (6), of text alone, or of text + SIDs (10)."""
         if self.item_kind == "fused":
-            return self.towers.fused(self.h_text, self.h_image)
+            return self.towers.item(self.h_text, self.h_image)
         if self.item_kind == "text":
             return self.towers.item(self.h_text)
         return self.towers.item(self.encode_text("item"))

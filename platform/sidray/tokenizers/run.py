@@ -21,16 +21,16 @@ from sidray.embedding.pool import Encoder, encode_rows, read_vectors, vector_col
 from sidray.embedding.settings import EmbeddingSettings
 from sidray.errors import UserError
 from sidray.steps import Summary, Work
-from sidray.tokenizers.base import Vectors
+from sidray.tokenizers.base import SemanticTokenizer, Vectors
+from sidray.tokenizers.choose import COLUMN, ValidationRecall, choose
 from sidray.tokenizers.fit import fit_modalities, load_all, save_all
 from sidray.tokenizers.health import check, health, plot_health
 from sidray.tokenizers.settings import TokenizerSettings
 from sidray.tokenizers.vocabulary import SidVocabulary
 
-FIT_VERSION = 1
+FIT_VERSION = 2
 ASSIGN_VERSION = 1
 MODALITIES = ("text", "image", "item")
-COLUMN = {"text": "text", "image": "image", "item": "vector"}
 MAX_ROWS = 1_000_000  # vectors that a codebook is fitted on: a seeded sample of more
 
 
@@ -41,7 +41,7 @@ def _sample(rows: Rows, seed: int) -> Rows:
 
 
 def fit(settings: TokenizerSettings, work: Work) -> Summary:
-    """Inputs: catalogue, embed. Only train items enter; held-out items choose the epoch."""
+    """Inputs: catalogue, embed. Only train items enter; held-out items choose the epoch and the codebooks' sizes."""
     catalogue = Catalogue.open(work.inputs["catalogue"])
     items = storage.join(work.inputs["embed"], "items.lance")
     train = _sample(catalogue.train_items, settings.seed)
@@ -50,18 +50,36 @@ def fit(settings: TokenizerSettings, work: Work) -> Summary:
     if not len(vectors["image"]):
         raise UserError("no train item has a picture, so there is nothing to fit image SIDs on", "train on text alone")
     valid = {m: v for m in MODALITIES if len(held_out) and len(v := _vectors(items, m, held_out))}
-    tokenizers = fit_modalities(vectors, valid, settings)
+    candidates = _fit_sizes(vectors, valid, settings)
+    tokenizers, recalls = choose(candidates, ValidationRecall(catalogue, work.inputs["embed"]))
     report = health(tokenizers, vectors)
+    for modality, found in recalls.items():
+        report[modality]["valid_recall@10_by_entries"] = {str(size): value for size, value in found.items()}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         save_all(tokenizers, folder / "tokenizers")
         plot_health(report, folder / "health.png")
         storage.upload(folder, work.output)
-    entries = {modality: settings.entries_of(modality) for modality in MODALITIES}
+    entries = {modality: tokenizers[modality].entries for modality in MODALITIES}
     SidVocabulary(levels=settings.levels, entries=entries).save(work.path("vocabulary.json"))
     storage.write_json(work.path("health.json"), report)
     check(report, settings)
     return {"tokens": len(SidVocabulary.load(work.path("vocabulary.json"))), "health": report}
+
+
+def _fit_sizes(
+    vectors: dict[str, Vectors], valid: dict[str, Vectors], settings: TokenizerSettings
+) -> dict[str, list[SemanticTokenizer]]:
+    """Tokenizers of every size that a modality chooses from, ascending; those of all modalities run side by side."""
+    sizes = {modality: settings.sizes_of(modality) for modality in vectors}
+    fitted: dict[str, list[SemanticTokenizer]] = {modality: [] for modality in vectors}
+    for turn in range(max(map(len, sizes.values()))):
+        now = {modality: options[turn] for modality, options in sizes.items() if turn < len(options)}
+        one_size = settings.model_copy(update={"entries": now})
+        found = fit_modalities({modality: vectors[modality] for modality in now}, valid, one_size)
+        for modality, tokenizer in found.items():
+            fitted[modality].append(tokenizer)
+    return fitted
 
 
 def _vectors(items: str, modality: str, rows: Rows) -> Vectors:

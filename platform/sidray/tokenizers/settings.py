@@ -13,6 +13,7 @@ from sidray.config import Settings
 from sidray.errors import UserError
 
 Entries = Annotated[int, Field(ge=2)]
+Choice = Entries | Annotated[list[Entries], Field(min_length=1)]
 Pyramid = list[PositiveInt]
 
 
@@ -21,7 +22,9 @@ class TokenizerSettings(Settings):
 
     kind: Literal["rqvae", "rkmeans"] = "rqvae"
     levels: PositiveInt = 3
-    entries: Entries | dict[str, Entries] = 32  # codes per level: one number, or one per modality
+    # Codes per level: one number, or one per modality. A list is chosen from on validation: the smallest size whose
+    # reconstructions lose at most 1 % of the best size's recall.
+    entries: Choice | dict[str, Choice] = 32
     # Widths of the RQ-VAE's encoder per modality, the width of the vectors FIRST, the width of the codes last:
     # [128, 64, 32] is Linear(128, 64), ReLU, Linear(64, 32), and the decoder is its mirror. A modality that is
     # absent, or has [], gets d, 3d/4, d/2, d/4; for d = 1024 that is the paper's [1024, 768, 512, 256].
@@ -37,16 +40,22 @@ class TokenizerSettings(Settings):
     min_utilisation: Annotated[float, Field(ge=0, le=1)] = 0.5  # share of each level's codes that items must use
     standardise: bool = True  # zero mean and unit variance per dimension, by the training vectors
 
+    def sizes_of(self, modality: str) -> list[int]:
+        """Codebook sizes to choose from, ascending. Raises UserError when `entries` lists others only."""
+        given = self.entries
+        if isinstance(given, dict):
+            if modality not in given:
+                raise UserError(
+                    f"tokenizer.entries has no number for {modality!r}",
+                    f"add tokenizer.entries.{modality}=32, or give one number",
+                )
+            given = given[modality]
+        return sorted(set(given)) if isinstance(given, list) else [given]
+
     def entries_of(self, modality: str) -> int:
-        """Codes per level of the modality. Raises UserError when `entries` lists others only."""
-        if isinstance(self.entries, int):
-            return self.entries
-        if modality not in self.entries:
-            raise UserError(
-                f"tokenizer.entries has no number for {modality!r}",
-                f"add tokenizer.entries.{modality}=32, or give one number",
-            )
-        return self.entries[modality]
+        """Codes per level of the modality, once it is chosen."""
+        (size,) = self.sizes_of(modality)
+        return size
 
     def widths(self, modality: str, width: int) -> list[int]:
         """The encoder's widths for vectors of `width` dimensions: width first, code width last.
