@@ -14,6 +14,7 @@ import torch
 
 from sidray import storage
 from sidray.batch_embed import batch_embed
+from sidray.data.catalogue import Catalogue
 from sidray.embedding.pool import read_vectors
 from sidray.embedding.runtime import RunModel
 from sidray.export import export
@@ -21,6 +22,7 @@ from sidray.finished import RunFolder
 from sidray.run import run_recipe
 from sidray.search import search
 from sidray.show import show
+from sidray.tokenizers.choose import smallest_sufficient
 
 pytestmark = pytest.mark.ray
 
@@ -164,3 +166,28 @@ def test_a_warm_start_keeps_the_codebooks(run: RunFolder, tmp_path: Path) -> Non
     assert sids[0] == sids[1]
     assert warm.steps["final-towers"] != run.steps["final-towers"]
     assert warm.manifest("final-towers")["inputs"]["start"] == run.steps["final-towers"]
+
+
+def test_the_item_codebook_is_the_smallest_sufficient_one(run: RunFolder) -> None:
+    """The recall that chose it, against brute force on the codebook that was kept."""
+    health = storage.read_json(storage.join(run.output("tokenizers"), "health.json"))
+    recalls = {int(size): value for size, value in health["item"]["valid_recall@10_by_entries"].items()}
+    chosen = health["item"]["entries"]
+    assert set(recalls) == {4, 8}
+    assert chosen == smallest_sufficient(recalls)
+    assert "valid_recall@10_by_entries" not in health["text"]
+    catalogue = Catalogue.open(run.output("catalogue"))
+    partitions = np.array(catalogue.items(None, ["partition"])["partition"].to_pylist())
+    queries = read_vectors(storage.join(run.output("pretrained"), "queries.lance"), "vector")
+    items = read_vectors(storage.join(run.output("sids"), "sids.lance"), "quantised")
+    found = []
+    for click in catalogue.clicks("valid").to_pylist():
+        rows = [
+            row for row in catalogue.clicked_items if partitions[row] == click["partition"] or not click["partition"]
+        ]
+        units = items[rows] / np.linalg.norm(items[rows], axis=1, keepdims=True)
+        scores = units @ (query := queries[click["query_id"]]) / np.linalg.norm(query)
+        own = scores[rows.index(click["item_row"])]
+        equal = int((abs(scores - own) <= 1e-5).sum())
+        found.append(np.clip((10 - int((scores > own + 1e-5).sum())) / equal, 0, 1))
+    assert np.mean(found) == pytest.approx(recalls[chosen], abs=1e-6)

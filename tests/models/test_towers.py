@@ -50,6 +50,14 @@ def test_pools_the_mean_of_real_tokens(folder: Path) -> None:
         torch.testing.assert_close(towers.encode_text(padded), towers.hidden(inputs).mean(1), atol=1e-5, rtol=1e-5)
 
 
+def test_both_projections_start_equal(folder: Path) -> None:
+    """What h_q and h_text have in common before training is so behind MLP_Q and MLP_I, whatever their lengths."""
+    towers = tiny_towers(folder)
+    h = torch.randn(3, towers.text.width)
+    torch.testing.assert_close(towers.query(h), towers.item(5 * h))
+    assert towers.mlp_q[0].weight is not towers.mlp_i[0].weight
+
+
 def test_text_is_the_lm_at_eos_whatever_the_padding(folder: Path) -> None:
     """Against the plain Hugging Face model on the unpadded sequence."""
     towers = tiny_towers(folder).eval()

@@ -1,11 +1,12 @@
 """The two towers of SMGR: one causal LM for queries and items, an image encoder, MLP_Q and MLP_I.
 
 h_q, h_text = LLM(x), pooled;  h_image = project(ViT(image));  h_item = norm(h_text) + norm(h_image)
-query vector = MLP_Q(h_q);  item vector = MLP_I(h_item), or MLP_I(norm(LLM(text + SIDs))) after the SID stages (10)
+query vector = MLP_Q(norm(h_q));  item vector = MLP_I(h_item), after the SID stages MLP_I(norm(LLM(text + SIDs))) (10)
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,7 +89,7 @@ class Towers(nn.Module):
                 nn.Linear(image_width, width) if image_width != width or settings.image.frozen else nn.Identity()
             )
         self.mlp_q = mlp(width, settings.mlp)
-        self.mlp_i = mlp(width, settings.mlp)
+        self.mlp_i = copy.deepcopy(self.mlp_q)  # what h_q and h_item have in common is so from the first step
 
     def hidden(self, inputs: TextInput) -> Tensor:
         """Last hidden states [B, T, d] of whole sequences."""
@@ -130,8 +131,9 @@ class Towers(nn.Module):
             return cast(Tensor, self.image(pixels))
 
     def query(self, h_q: Tensor) -> Tensor:
-        """MLP_Q: [B, d] -> [B, dimension]."""
-        out: Tensor = self.mlp_q(h_q.to(next(self.mlp_q.parameters()).dtype)).float()
+        """MLP_Q(norm(h_q)): [B, d] -> [B, dimension]."""
+        h = fuse(h_q, None, self.settings.fusion)
+        out: Tensor = self.mlp_q(h.to(next(self.mlp_q.parameters()).dtype)).float()
         return out
 
     def item(self, h_text: Tensor | None, h_image: Tensor | None = None) -> Tensor:

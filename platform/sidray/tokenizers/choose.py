@@ -82,7 +82,7 @@ class ValidationRecall:
     def __call__(self, tokenizer: SemanticTokenizer) -> float:
         pool, query_ids = self._pool
         column = COLUMN[tokenizer.modality]
-        items = read_vectors(storage.join(self.embed, "items.lance"), column, self.catalogue.clicked_items)
+        items = np.array(read_vectors(storage.join(self.embed, "items.lance"), column, self.catalogue.clicked_items))
         present = np.abs(items).sum(1) > 0
         items[present] = tokenizer.quantise(items[present])
         query_column = "vector" if tokenizer.modality == "item" else "text"
