@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
+import pyarrow as pa
 import pytest
 
 from sidray.config import build
 from sidray.errors import UserError
-from sidray.tokenizers.choose import choose, smallest_sufficient
+from sidray.tokenizers.choose import ValidationRecall, choose, smallest_sufficient
 from sidray.tokenizers.rkmeans import RkMeansTokenizer
 from sidray.tokenizers.settings import TokenizerSettings
 
@@ -42,3 +45,17 @@ def test_sizes_by_modality_are_sorted_and_distinct() -> None:
 def test_an_empty_list_of_sizes_is_refused() -> None:
     with pytest.raises(UserError, match="at least 1 item"):
         build(TokenizerSettings, {"entries": []}, "tokenizer")
+
+
+def test_several_sizes_are_no_answer_where_one_is_needed() -> None:
+    with pytest.raises(UserError, match=r"several sizes for 'item': \[8, 16\]"):
+        TokenizerSettings(entries=[16, 8]).entries_of("item")
+
+
+def test_a_choice_without_validation_clicks_is_refused() -> None:
+    class NoClicks:
+        def clicks(self, split: str) -> pa.Table:
+            return pa.table({"item_row": pa.array([], pa.int64())})
+
+    with pytest.raises(UserError, match="no validation clicks"):
+        ValidationRecall(cast(Any, NoClicks()), "nowhere")(sized(8))

@@ -17,7 +17,7 @@ class Pace(ExecutionCallback):
     """Gives Ray Data's scheduling loop a breath at every turn.
 
     Its wait returns at once while a finished block stands behind a full buffer, so that the loop spins, in the very
-    process that trains: 60 % of a core and most of the GIL (measured with Ray 2.60)."""
+    process that trains, and competes for its GIL: 60 % of a core (measured with Ray 2.60)."""
 
     def on_execution_step(self, executor: Any) -> None:
         time.sleep(LOOP_SECONDS)

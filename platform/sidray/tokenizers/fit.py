@@ -34,7 +34,7 @@ def fit_modalities(
     for modality, rows in vectors.items():
         if settings.kind == "rqvae":
             settings.widths(modality, rows.shape[-1])  # a wrong pyramid shows before any task starts
-        settings.sizes_of(modality)
+        settings.entries_of(modality)
     if not ray.is_initialized():
         return {modality: _fit_one(modality, rows, valid.get(modality), settings) for modality, rows in vectors.items()}
     cpus, gpus = _share(len(vectors))

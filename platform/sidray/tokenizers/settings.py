@@ -53,9 +53,11 @@ class TokenizerSettings(Settings):
         return sorted(set(given)) if isinstance(given, list) else [given]
 
     def entries_of(self, modality: str) -> int:
-        """Codes per level of the modality, once it is chosen."""
-        (size,) = self.sizes_of(modality)
-        return size
+        """Codes per level of the modality. Raises UserError when `entries` lists others only, or several."""
+        sizes = self.sizes_of(modality)
+        if len(sizes) > 1:
+            raise UserError(f"tokenizer.entries lists several sizes for {modality!r}: {sizes}", "give one of them")
+        return sizes[0]
 
     def widths(self, modality: str, width: int) -> list[int]:
         """The encoder's widths for vectors of `width` dimensions: width first, code width last.
