@@ -60,11 +60,12 @@ def random_batch(towers: Towers, rows: int, seed: int = 0) -> dict[str, torch.Te
     """Every column that the tasks read, with some equal texts and pictures, missing pictures and known clicks."""
     g = torch.Generator().manual_seed(seed)
     batch: dict[str, torch.Tensor] = {"item_row": torch.arange(rows) % max(1, rows - 1)}
-    for name in ("query", "text", "item"):
+    for name in ("query", "text", "item", "causal"):
         lengths = torch.randint(2, 7, (rows,), generator=g)
         mask = torch.arange(7)[None] < lengths[:, None]
         batch[f"{name}.ids"] = torch.randint(0, 250, (rows, 7), generator=g) * mask
         batch[f"{name}.mask"] = mask
+    batch["causal.target"] = batch["causal.mask"] & (torch.arange(7) >= 2)
     batch["item.ids"][:, 1] = towers.base + torch.arange(rows) % 3
     batch["image"] = torch.randint(0, 255, (rows, 3, 16, 16), generator=g).to(torch.uint8)
     batch["image.present"] = torch.arange(rows) % 4 != 3

@@ -11,9 +11,10 @@ import torch
 import torch.multiprocessing as mp
 from torch import Tensor
 
+from sidray.errors import UserError
 from sidray.tasks import TASKS, make_task
 from sidray.tasks.losses import hard_info_nce, info_nce
-from sidray.tasks.views import Views
+from sidray.tasks.views import Views, text_input
 from sidray.training.module import StageModule
 from sidray.training.settings import StageSettings
 from tests.models.tiny import random_batch, tiny_towers
@@ -67,7 +68,7 @@ def test_each_task_masks_by_its_own_rule(tmp_path: Path) -> None:
     towers = tiny_towers(tmp_path, 9)
     batch = random_batch(towers, ROWS)
     views = Views(towers, batch, "fused")
-    rule = {name: make_task(name, 0.05).false_negatives(views) for name in CONTRASTIVE}
+    rule = {name: make_task(name, stage()).false_negatives(views) for name in CONTRASTIVE}
     text, image, item = batch["text_group"], batch["image_group"], batch["item_row"]
     for name in ("query2text", "image2text"):
         assert torch.equal(rule[name], text[:, None] == text[None])
@@ -77,15 +78,15 @@ def test_each_task_masks_by_its_own_rule(tmp_path: Path) -> None:
     assert not torch.equal(rule["query2item"], rule["query2text"])  # equal texts stay negatives there
 
 
-def stage(item: str = "fused") -> StageSettings:
-    return StageSettings(name="joint", tasks=dict.fromkeys(CONTRASTIVE, 1.0), item=item)  # type: ignore[arg-type]
+def stage(**settings: object) -> StageSettings:
+    return StageSettings(name="joint", tasks=dict.fromkeys([*CONTRASTIVE, "causal"], 1.0), **settings)  # type: ignore[arg-type]
 
 
 def gradients(folder: str, chunk: int, rank: int = 0, world: int = 1) -> tuple[float, dict[str, Tensor]]:
     """Loss and gradients of the global batch as a data-parallel engine would average them."""
     torch.manual_seed(0)
     towers = tiny_towers(Path(folder), 9)
-    module = StageModule(towers, stage(), chunk)
+    module = StageModule(towers, stage(vocabulary="batch"), chunk)
     share = ROWS // world
     batch = {k: v[rank * share : (rank + 1) * share] for k, v in random_batch(towers, ROWS).items()}
     loss, _ = module(batch)
@@ -127,6 +128,31 @@ def test_one_process_two_processes_and_chunks_agree(tmp_path: Path) -> None:
         torch.testing.assert_close(two["gradients"][name], gradient, atol=1e-5, rtol=1e-4, msg=name)
 
 
+def test_causal_runs_over_all_tokens_or_over_the_targets_of_the_batch(tmp_path: Path) -> None:
+    """Eq. (12) written out in float64, with either vocabulary."""
+    towers = tiny_towers(tmp_path, 9)
+    batch = random_batch(towers, ROWS)
+    embedding = towers.text.lm.get_input_embeddings().weight.double()
+    hidden = towers.hidden(text_input(batch, "causal")).double()
+    row, position = batch["causal.target"].nonzero(as_tuple=True)
+    targets = batch["causal.ids"][row, position]
+    everything = torch.cat([embedding, towers.text.sids.weight.double()])  # type: ignore[union-attr]
+    for vocabulary, weights in (("full", everything), ("batch", embedding[torch.unique(targets)])):
+        logits = [hidden[r, p - 1] @ weights.T for r, p in zip(row, position, strict=True)]
+        own = [hidden[r, p - 1] @ embedding[t] for r, p, t in zip(row, position, targets, strict=True)]
+        want = sum(float(torch.logsumexp(x, 0) - y) for x, y in zip(logits, own, strict=True)) / len(own)
+        loss, _ = make_task("causal", stage(vocabulary=vocabulary)).loss(Views(towers, batch, "fused"))
+        assert loss.item() == pytest.approx(want, rel=1e-5), vocabulary
+
+
+def test_the_batch_vocabulary_needs_tied_embeddings(tmp_path: Path) -> None:
+    towers = tiny_towers(tmp_path, 9)
+    towers.text.lm.config.tie_word_embeddings = False
+    task = make_task("causal", stage(vocabulary="batch"))
+    with pytest.raises(UserError, match="set vocabulary: full"):
+        task.loss(Views(towers, random_batch(towers, ROWS), "fused"))
+
+
 def test_every_task_has_a_name_and_columns() -> None:
     for name in TASKS:
-        assert make_task(name, 0.05).columns("sids" if name == "query2item_hard" else "fused")
+        assert make_task(name, stage()).columns("sids" if name == "query2item_hard" else "fused")

@@ -111,6 +111,15 @@ class TextEncoder(nn.Module):
         text: Tensor = self.lm.get_output_embeddings()(hidden)
         return text if self.sids is None else torch.cat([text, self.sids(hidden=hidden)], -1)
 
+    def logits_of(self, hidden: Tensor, tokens: Tensor) -> Tensor:
+        """Scores of some text tokens [m]: [..., d] -> [..., m]. UserError where the LM's head is not its embedding."""
+        if not self.lm.config.tie_word_embeddings:
+            raise UserError(
+                f"{type(self.lm).__name__} keeps a head apart from its embedding, which `vocabulary: batch` reads",
+                "set vocabulary: full in this stage",
+            )
+        return hidden @ self._embed(tokens).to(hidden.dtype).T
+
 
 def pool_last(hidden: Tensor, mask: Tensor) -> Tensor:
     """The state at the last real position, EOS: [B, T, d], [B, T] -> [B, d]."""

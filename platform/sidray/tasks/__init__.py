@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from sidray.tasks.base import Task
+from typing import TYPE_CHECKING
+
+from sidray.tasks.base import Contrastive, Task
 from sidray.tasks.generative import Causal, CausalSids, Doc2DocId
 from sidray.tasks.image2text import Image2Text
 from sidray.tasks.query2image import Query2Image
 from sidray.tasks.query2item import Query2Item, Query2ItemHard
 from sidray.tasks.query2text import Query2Text
+
+if TYPE_CHECKING:
+    from sidray.training.settings import StageSettings
 
 TASKS: dict[str, type[Task]] = {
     task.name: task
@@ -15,9 +20,11 @@ TASKS: dict[str, type[Task]] = {
 }
 
 
-def make_task(name: str, tau: float) -> Task:
-    """The task with its temperature, if it has one."""
+def make_task(name: str, stage: StageSettings) -> Task:
+    """The task with what it takes from the stage: its temperature, or the vocabulary of its softmax."""
     kind = TASKS[name]
-    return (
-        kind(tau) if issubclass(kind, Query2Item | Query2ItemHard | Query2Text | Image2Text | Query2Image) else kind()
-    )
+    if issubclass(kind, Contrastive | Query2ItemHard):
+        return kind(stage.tau)
+    if issubclass(kind, Causal):
+        return kind(stage.vocabulary)
+    return kind()

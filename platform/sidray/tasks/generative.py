@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from sidray.tasks.base import Metrics, Task
-from sidray.tasks.losses import global_mean
+from sidray.tasks.losses import distinct, global_mean
 from sidray.tasks.views import Batch, ItemKind, Views, text_input
 
 
@@ -53,14 +55,24 @@ class Doc2DocId(Generative):
 
 
 class Causal(Generative):
-    """The item's text -> the query's tokens."""
+    """The item's text -> the query's tokens. `vocabulary`: see StageSettings."""
 
     name = "causal"
     rows = "clicks"
     column = "causal"
 
+    def __init__(self, vocabulary: Literal["full", "batch"] = "full") -> None:
+        self.vocabulary = vocabulary
 
-class CausalSids(Generative):
+    def scores(self, views: Views, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        text = views.towers.text
+        if self.vocabulary == "full":
+            return text.logits(hidden), targets
+        tokens = distinct(targets, text.vocabulary)
+        return text.logits_of(hidden, tokens), torch.searchsorted(tokens, targets)
+
+
+class CausalSids(Causal):
     """The item's text and SIDs -> the query's tokens."""
 
     name = "causal_sids"

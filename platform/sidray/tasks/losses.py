@@ -53,6 +53,15 @@ def gather(local: Tensor) -> Tensor:
     return apply(local)
 
 
+def distinct(ids: Tensor, size: int) -> Tensor:
+    """The different numbers among all ranks' ids [n], each below `size`: ascending [m]."""
+    seen = torch.zeros(size, dtype=torch.uint8, device=ids.device)
+    seen[ids] = 1
+    if world_size() > 1:
+        dist.all_reduce(seen, op=dist.ReduceOp.MAX)
+    return seen.nonzero().squeeze(1)
+
+
 def global_mean(values: Tensor, weights: Tensor) -> Tensor:
     """Weighted mean over all ranks, scaled so that averaging its gradients over the ranks gives the mean's gradient.
 

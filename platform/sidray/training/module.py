@@ -22,7 +22,7 @@ class StageModule(nn.Module):
         self.towers = towers
         self.stage = stage
         self.chunk = chunk
-        self.tasks: dict[Task, float] = {make_task(name, stage.tau): weight for name, weight in stage.tasks.items()}
+        self.tasks: dict[Task, float] = {make_task(name, stage): weight for name, weight in stage.tasks.items()}
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         return self.run(batch, list(self.tasks))
@@ -42,11 +42,11 @@ class StageModule(nn.Module):
 
 def columns_of(stage: StageSettings) -> frozenset[str]:
     """All inputs that the stage's tasks read."""
-    tasks = [make_task(name, stage.tau) for name in stage.tasks]
+    tasks = [make_task(name, stage) for name in stage.tasks]
     return frozenset().union(*(task.columns(stage.item) for task in tasks))
 
 
 def rows_of(stage: StageSettings) -> str:
     """Tasks that need no query run on item rows when they are alone; beside others they read the same click rows."""
-    kinds = {make_task(name, stage.tau).rows for name in stage.tasks}
+    kinds = {make_task(name, stage).rows for name in stage.tasks}
     return "clicks" if "clicks" in kinds else "items"

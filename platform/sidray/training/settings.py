@@ -37,7 +37,9 @@ class StageSettings(Settings):
     """A stage: weighted tasks, what is trainable, a fresh optimiser and schedule, and its length.
 
     `rows`: "clicks" = every train click is a row; "items" = every train item is, with one of its train clicks drawn
-    anew each epoch. `item`: what an item's vector is made of. `epochs` or `steps` gives the length."""
+    anew each epoch. `item`: what an item's vector is made of. `epochs` or `steps` gives the length. `vocabulary`: over
+    which text tokens the softmax of the causal tasks runs: "full" = all and the SIDs (the paper), "batch" = those that
+    are targets somewhere in the global batch, as the negatives of InfoNCE are (for LMs with tied embeddings)."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9_-]+$")]
     tasks: Annotated[dict[TaskName, float], Field(min_length=1)]
@@ -50,6 +52,7 @@ class StageSettings(Settings):
     lr: Annotated[float, Field(gt=0)] = 1e-4
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     warmup: Fraction = 0.1
+    vocabulary: Literal["full", "batch"] = "full"
     tau: Annotated[float, Field(gt=0)] = 0.05
     validations: Positive = 3
     drop_text: Fraction = 0.0
