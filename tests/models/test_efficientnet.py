@@ -48,10 +48,26 @@ def test_features_are_those_of_the_package(file: Path, pixels: torch.Tensor) -> 
     reference.eval()
     expected = reference.extract_features((pixels.float() - 127) / 128)
     found = load_efficientnet_lite("lite0", file)(pixels)
-    assert found.shape == (3, EfficientNetLite.width) == (3, 1280)
+    assert found.shape == (3, EfficientNetLite("lite0").width) == (3, 1280)
     torch.testing.assert_close(found, expected.mean((2, 3)), rtol=1e-4, atol=1e-5)
     assert reference(pixels.float()).shape == (3, 1000)  # ours has no classifier
     assert not any(name.startswith("network._fc") for name in load_file(file))
+
+
+@torch.no_grad()
+def test_stages_are_the_means_of_every_change_of_width(tmp_path: Path, pixels: torch.Tensor) -> None:
+    trunk = load_efficientnet_lite("lite0", convert_packaged_weights("lite0", tmp_path, pool="stages"))
+    widths = [32, 16, 24, 40, 80, 112, 192, 320, 1280]
+    found = trunk(pixels)
+    assert found.shape == (3, trunk.width) == (3, sum(widths))
+    inputs: list[torch.Tensor] = []  # of each first block of another width, which is what the stage before it put out
+    for block in trunk.network._blocks:
+        if block._bn2.num_features != block._block_args.input_filters:
+            block.register_forward_pre_hook(lambda module, args: inputs.append(args[0].mean((2, 3))))
+    trunk.network._conv_head.register_forward_pre_hook(lambda module, args: inputs.append(args[0].mean((2, 3))))
+    trunk(pixels)
+    torch.testing.assert_close(found[:, :-1280], torch.cat(inputs, 1))
+    torch.testing.assert_close(found[:, -1280:], load_efficientnet_lite("lite0", None)(pixels))
 
 
 @torch.no_grad()

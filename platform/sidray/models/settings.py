@@ -42,12 +42,20 @@ class TextSettings(Settings):
 class ImageSettings(Settings):
     """The image encoder: "random" (a ViT or CLIP vision tower from `config`), a folder, a hub name, or
     "efficientnet-lite0" / "efficientnet-lite2" from their packages; "none" for a text-only model. A frozen trunk is
-    computed once and cached."""
+    computed once and cached. `pool`: "last" = the tower's own pooled output, "stages" = the means of all stages of an
+    EfficientNet, which keep the colours."""
 
     weights: str = "random"
     config: dict[str, Any] = Field(default_factory=dict)
     size: Positive = 224
     frozen: bool = False
+    pool: Literal["last", "stages"] = "last"
+
+    @model_validator(mode="after")
+    def _has_stages(self) -> ImageSettings:
+        if self.pool == "stages" and not self.weights.startswith("efficientnet"):
+            raise ValueError(f"pool: stages is for an EfficientNet, not for weights: {self.weights}")
+        return self
 
 
 class Prompts(Settings):

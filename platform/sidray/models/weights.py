@@ -146,7 +146,7 @@ def prepare_image(settings: ImageSettings, folder: Path, seed: int) -> dict[str,
     if settings.weights in EFFICIENTNETS:
         from sidray.models.efficientnet import convert_packaged_weights
 
-        convert_packaged_weights(settings.weights.rsplit("-", 1)[1], folder)
+        convert_packaged_weights(settings.weights.rsplit("-", 1)[1], folder, settings.pool)
     elif settings.weights == "random":
         _random_vision(settings, seed).save_pretrained(str(folder), safe_serialization=True)
     else:
