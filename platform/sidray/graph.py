@@ -117,14 +117,15 @@ class _Builder:
             self.steps |= {r: self.previous[r] for r in ("text-weights", "image-weights") if r in self.previous}
             return
         model = self.recipe.model
-        config = {"text": dump(model.text, {"weights", "config", "vocabulary", "layers"}), "seed": model.seed}
+        unused = {"frozen_layers", "pooling", "max_tokens", "max_query_tokens"}  # by what the step writes
+        config = {"text": model.text.model_dump(mode="json", exclude=unused), "seed": model.seed}
         inputs = {}
         if model.text.weights == "random":  # its tokenizer is trained on the catalogue
             config["prompts"] = dump(model.prompts)
             inputs = self._same("catalogue")
         self._add("text-weights", partial(text_weights, model), TEXT_VERSION, config, inputs)
         if model.image.weights != NO_IMAGES:
-            config = {"image": dump(model.image, {"weights", "config", "size"}), "seed": model.seed}
+            config = {"image": model.image.model_dump(mode="json", exclude={"frozen"}), "seed": model.seed}
             self._add("image-weights", partial(image_weights, model), IMAGE_VERSION, config, {})
 
     def _caches(self) -> None:

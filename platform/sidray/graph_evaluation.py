@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from functools import partial
 
-from sidray.evaluation.run import VERSION, Representation, baseline_step, evaluate_step
+from sidray.evaluation.clicks import Representation
+from sidray.evaluation.run import VERSION, baseline_step, evaluate_step
 from sidray.evaluation.settings import EvaluationSettings
 from sidray.graph import Graph, dump
 from sidray.steps import Step

@@ -19,10 +19,11 @@ import yaml
 from sidray import storage
 from sidray.cluster import ray_cluster
 from sidray.data.catalogue import Catalogue
+from sidray.evaluation.clicks import Clicks, Vectors
 from sidray.evaluation.gallery import GalleryQuery, choose, write_gallery
 from sidray.evaluation.protocol import Result
 from sidray.evaluation.report import table_text, write_report
-from sidray.evaluation.run import RESULT, Clicks, Vectors, top_rows
+from sidray.evaluation.run import RESULT
 from sidray.graph import Graph, build_graph
 from sidray.graph_evaluation import baselines, rows_of
 from sidray.recipe import Recipe, load_recipe, run_folder_name
@@ -95,10 +96,10 @@ def _report(folder: str, recipe: Recipe, graphs: dict[str, Graph], store: Store,
 def _gallery(path: Path, recipe: Recipe, graphs: dict[str, Graph], store: Store) -> None:
     """The first results of every variant for some queries (figure 3)."""
     catalogue = Catalogue.open(store.output(graphs[recipe.label]["catalogue"]))
-    clicks = Clicks.of(catalogue, recipe.evaluation)
+    clicks = Clicks.of(catalogue, recipe.evaluation.split)
     positions = choose(clicks.table, recipe.evaluation.gallery_queries)
     found = {
-        name: top_rows(clicks, Vectors(store.output(graph["embed"])), positions, recipe.evaluation.gallery_k)
+        name: clicks.top(*Vectors(store.output(graph["embed"])).load(clicks), positions, recipe.evaluation.gallery_k)
         for name, graph in graphs.items()
     }
     chosen = clicks.table.take(positions).to_pylist()

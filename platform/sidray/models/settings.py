@@ -53,7 +53,7 @@ class ImageSettings(Settings):
 
     @model_validator(mode="after")
     def _has_stages(self) -> ImageSettings:
-        if self.pool == "stages" and not self.weights.startswith("efficientnet"):
+        if self.pool == "stages" and not self.weights.startswith(("efficientnet", "none")):
             raise ValueError(f"pool: stages is for an EfficientNet, not for weights: {self.weights}")
         return self
 

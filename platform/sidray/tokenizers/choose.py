@@ -14,19 +14,16 @@ from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-from sidray import storage
 from sidray.data.catalogue import Catalogue
-from sidray.embedding.pool import read_vectors
 from sidray.errors import UserError
 from sidray.evaluation import baselines
-from sidray.evaluation.baselines import Pool
+from sidray.evaluation.clicks import Clicks, Representation, Vectors
 from sidray.evaluation.metrics import recall
 from sidray.tokenizers.base import SemanticTokenizer
 
 KEPT = 0.99  # of the best size's recall
-COLUMN = {"text": "text", "image": "image", "item": "vector"}  # of an embed step's items.lance, by modality
+KIND: dict[str, Representation] = {"text": "text", "image": "image", "item": "vector"}  # by modality
 
 
 class Sizes(NamedTuple):
@@ -57,34 +54,23 @@ def smallest_sufficient(recalls: Mapping[int, float]) -> int:
 
 @dataclass(frozen=True)
 class ValidationRecall:
-    """Recall@10 of the validation clicks when a modality's item vectors are replaced by their reconstructions.
-
-    Queries are MLP_Q's vectors for the item modality, and h_q for h_text and h_image, as in pretraining."""
+    """Recall@10 of the validation clicks when a modality's item vectors are replaced by their reconstructions."""
 
     catalogue: Catalogue
     embed: str
 
     @cached_property
-    def _pool(self) -> tuple[Pool, npt.NDArray[np.int64]]:
-        """The clicks over the candidates alone, and the query_id of each click."""
-        clicks = self.catalogue.clicks("valid")
-        if not clicks.num_rows:
+    def _clicks(self) -> Clicks:
+        if not self.catalogue.clicks("valid").num_rows:
             raise UserError(
                 "tokenizer.entries lists several sizes, and there are no validation clicks to choose by",
                 "give one size, or add clicks of the split valid",
             )
-        rows = self.catalogue.clicked_items
-        at = np.searchsorted(rows, clicks["item_row"].to_numpy())
-        local = clicks.set_column(clicks.schema.get_field_index("item_row"), "item_row", [at])
-        partitions = self.catalogue.items(rows, ["partition"])["partition"]
-        return Pool.of(local, partitions, np.arange(len(rows))), clicks["query_id"].to_numpy()
+        return Clicks.of(self.catalogue, "valid")
 
     def __call__(self, tokenizer: SemanticTokenizer) -> float:
-        pool, query_ids = self._pool
-        column = COLUMN[tokenizer.modality]
-        items = np.array(read_vectors(storage.join(self.embed, "items.lance"), column, self.catalogue.clicked_items))
+        queries, items = Vectors(self.embed, KIND[tokenizer.modality]).load(self._clicks)
         present = np.abs(items).sum(1) > 0
+        items = items.copy()
         items[present] = tokenizer.quantise(items[present])
-        query_column = "vector" if tokenizer.modality == "item" else "text"
-        queries = read_vectors(storage.join(self.embed, "queries.lance"), query_column)
-        return float(recall(*baselines.vectors(pool, queries[query_ids], items), 10).mean())
+        return float(recall(*baselines.vectors(self._clicks.pool, queries, items), 10).mean())

@@ -22,7 +22,7 @@ from sidray.embedding.settings import EmbeddingSettings
 from sidray.errors import UserError
 from sidray.steps import Summary, Work
 from sidray.tokenizers.base import SemanticTokenizer, Vectors
-from sidray.tokenizers.choose import COLUMN, ValidationRecall, choose
+from sidray.tokenizers.choose import KIND, ValidationRecall, choose
 from sidray.tokenizers.fit import fit_modalities, load_all, save_all
 from sidray.tokenizers.health import check, health, plot_health
 from sidray.tokenizers.settings import TokenizerSettings
@@ -84,7 +84,7 @@ def _fit_sizes(
 
 def _vectors(items: str, modality: str, rows: Rows) -> Vectors:
     """Vectors of these items; of the image modality those with a picture."""
-    vectors: Vectors = read_vectors(items, COLUMN[modality], rows)
+    vectors: Vectors = read_vectors(items, KIND[modality], rows)
     return vectors[np.abs(vectors).sum(1) > 0] if modality == "image" else vectors
 
 
