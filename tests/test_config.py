@@ -43,6 +43,25 @@ def test_variants_start_from_another(tmp_path: Path) -> None:
         from_values(values, "test")
 
 
+def test_stage_overrides_change_the_stage_of_that_name_alone() -> None:
+    values = load_yaml("smgr-debug", ["stage_overrides.finetune.tasks.causal=0.5", "stage_overrides.finetune.steps=3"])
+    values["variants"] = {
+        "own": {"stages": [{"name": "query2item", "tasks": {"query2item": 1}}], "sid_stages": []},
+        "longer": {"stage_overrides": {"query2item": {"steps": 9}}},
+    }
+    recipe, variants, resolved = from_values(values, "test")
+    plain, _, _ = load_recipe("smgr-debug", [])
+    changed = {s.name: s for s in recipe.sid_stages}["finetune"]
+    assert (changed.tasks["causal"], changed.tasks["query2item"], changed.steps) == (0.5, 1.0, 3)
+    assert recipe.stages == plain.stages
+    assert {s.name: s.steps for s in variants["longer"].stages}["query2item"] == 9
+    assert variants["longer"].sid_stages == recipe.sid_stages
+    assert from_values(resolved, "test")[:2] == (recipe, variants)
+    values["stage_overrides"] = {"query2item": {"steps": 5}}
+    _, variants, _ = from_values(values, "test")
+    assert variants["own"].stages[0].steps == plain.stages[0].steps  # a list of its own is not touched
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -56,6 +75,12 @@ def test_variants_start_from_another(tmp_path: Path) -> None:
         ("model.image.weights=none", "stage image2text needs pictures"),
         ("data.source=picograms", r"data.source: .*'pictograms'"),
         ("nonsense", "not of the form"),
+        (
+            "stage_overrides.finetuning.steps=3",
+            r"stage_overrides.finetuning names no stage \(did you mean 'finetune'\?\)",
+        ),
+        ("stage_overrides=[1]", "must map stage names to values"),
+        ("stage_overrides.finetune.step=3", r"sid_stages.1.step: unknown key \(did you mean 'steps'\?\)"),
     ],
 )
 def test_bad_keys_name_their_place(override: str, message: str) -> None:

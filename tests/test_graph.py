@@ -1,4 +1,4 @@
-"""A step's key follows from what its result depends on: what changes a result changes the key, what does not keeps it."""
+"""A step's key follows from what its result depends on, and from nothing else."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from sidray.config import Settings, Values, build, load_yaml, merge
 from sidray.data.settings import DataSettings
 from sidray.embedding.settings import EmbeddingSettings
-from sidray.errors import UserError
+from sidray.errors import UserError, nearest
 from sidray.evaluation.settings import EvaluationSettings
 from sidray.models.settings import ModelSettings
 from sidray.tokenizers.settings import TokenizerSettings
@@ -106,11 +106,13 @@ def from_values(values: Values, origin: str) -> tuple[Recipe, Variants, Values]:
     if not isinstance(values.get("variants", {}), dict):
         raise UserError(f"recipe {origin}: variants must map names to values", "see a shipped recipe")
     changes: dict[str, Values] = values.pop("variants", {}) or {}
+    values = _with_stage_overrides(values, origin)
     recipe = build(Recipe, _with_stage_defaults(values), origin)
-    variants = {
-        name: build(Recipe, _with_stage_defaults(_variant(values, changes, name)), f"{origin}: variants.{name}")
-        for name in changes
-    }
+    variants = {}
+    for name in changes:
+        where = f"{origin}: variants.{name}"
+        variant = _with_stage_overrides(_variant(values, changes, name), where)
+        variants[name] = build(Recipe, _with_stage_defaults(variant), where)
     defaults = values.get("stage_defaults", {})
     return recipe, variants, {**recipe.dump(), "stage_defaults": defaults, "variants": changes}
 
@@ -122,6 +124,26 @@ def _with_stage_defaults(values: Values) -> Values:
     for key in ("stages", "sid_stages"):
         if isinstance(values.get(key), list):
             values[key] = [merge(defaults, stage) if isinstance(stage, dict) else stage for stage in values[key]]
+    return values
+
+
+def _with_stage_overrides(values: Values, origin: str) -> Values:
+    """`stage_overrides`: stage name -> values that win over what the stage says; to change one stage
+    of a recipe that is extended, and for the command line. Raises UserError for a name that no stage has."""
+    values = dict(values)
+    overrides = values.pop("stage_overrides", {})
+    lists = {key: values[key] for key in ("stages", "sid_stages") if isinstance(values.get(key), list)}
+    names = [stage.get("name") for stages in lists.values() for stage in stages if isinstance(stage, dict)]
+    if not isinstance(overrides, dict) or not all(isinstance(change, dict) for change in overrides.values()):
+        raise UserError(f"recipe {origin}: stage_overrides must map stage names to values", "see a shipped recipe")
+    for name in overrides:
+        if name not in names:
+            known = [each for each in names if each]
+            raise UserError(
+                f"recipe {origin}: stage_overrides.{name} names no stage{nearest(name, known)}", f"stages: {known}"
+            )
+    for key, stages in lists.items():
+        values[key] = [merge(s, overrides.get(s.get("name"), {})) if isinstance(s, dict) else s for s in stages]
     return values
 
 
