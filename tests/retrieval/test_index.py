@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from sidray import storage
 from sidray.errors import UserError
 from sidray.retrieval.exact import top_k
-from sidray.retrieval.index import PartitionedIndex, build
+from sidray.retrieval.index import FORMAT, PartitionedIndex, build
 
 
 def items(vectors: np.ndarray, partitions: list[str], model_key: str = "m") -> pa.Table:
@@ -76,12 +76,13 @@ def test_ties_and_duplicates_of_a_partition_name(tmp_path: Path) -> None:
 def test_fields_and_rows_of_agree(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     table = items(rng.normal(size=(50, 4)), [str(n % 5) for n in range(50)])
+    table = table.append_column("shop", pa.array([f"shop {n}" for n in range(50)]))
     build(table, str(tmp_path), table_version=1, model_key="m")
     index = PartitionedIndex.load(str(tmp_path), threads=1)
     wanted = table["item_id"].to_pylist()
     rows = index.rows_of([*wanted, "unknown", "", "zzz"])
     assert rows[-3:].tolist() == [-1, -1, -1]
-    expected = table.select(["item_id", "title", "partition", "sids"]).to_pylist()
+    expected = table.select(["item_id", "title", "partition", "sids", "shop"]).to_pylist()
     assert index.fields(rows[:-3]) == expected
     unit = table["vector"].combine_chunks().flatten().to_numpy().reshape(50, 4).astype(np.float64)
     unit /= np.linalg.norm(unit, axis=1, keepdims=True)
@@ -123,7 +124,11 @@ def test_a_damaged_manifest_is_refused(tmp_path: Path) -> None:
     make(tmp_path, np.ones((3, 2)), ["p"] * 3)
     path = tmp_path / "manifest.json"
     good = json.loads(path.read_text())
-    for broken in (path.read_text()[:-20], json.dumps(good | {"count": "x"}), json.dumps(good | {"format": 2})):
+    for broken in (
+        path.read_text()[:-20],
+        json.dumps(good | {"count": "x"}),
+        json.dumps(good | {"format": FORMAT + 1}),
+    ):
         path.write_text(broken)
         with pytest.raises(UserError, match=r"manifest\.json"):
             PartitionedIndex.load(str(tmp_path), threads=1)

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sidray.errors import UserError
-from sidray.retrieval.item_table import ItemLog, append, changes, create, current, lookup, open_version, tombstones
+from sidray.retrieval.item_table import ItemLog, append, changes, create, current, open_version, tombstones
 
 D = 3
 
@@ -69,7 +69,6 @@ def test_any_history_equals_a_dictionary(
         if not row["deleted"]:
             replayed[row["item_id"]] = row["title"]
     assert replayed == expected
-    assert state(lookup(uri, list("abcxyz'"))) == {key: value for key, value in expected.items() if key in "abc"}
 
 
 def test_a_stream_is_written_without_being_held(tmp_path: Path) -> None:
@@ -135,7 +134,6 @@ def test_only_the_asked_columns_are_read(tmp_path: Path) -> None:
     uri = str(tmp_path / "t")
     create(uri, [rows(["a", "b"], thumbnail=[b"x", None])], D)
     assert current(uri, columns=["title", "item_id"]).column_names == ["title", "item_id"]
-    assert lookup(uri, ["a"], columns=["thumbnail"]).to_pylist() == [{"thumbnail": b"x"}]
     with pytest.raises(UserError, match=r"no column 'titel'.*did you mean 'title'"):
         current(uri, columns=["titel"])
 
@@ -144,7 +142,7 @@ def test_nothing_changed_and_nothing_written(tmp_path: Path) -> None:
     uri = str(tmp_path / "t")
     create(uri, [], D)
     assert ItemLog(uri).append(table([])) == 1
-    assert current(uri).num_rows == changes(uri, since=1).num_rows == lookup(uri, ["a"]).num_rows == 0
+    assert current(uri).num_rows == changes(uri, since=1).num_rows == 0
     assert current(uri).schema.equals(lance.dataset(uri).schema)
 
 

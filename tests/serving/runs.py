@@ -53,5 +53,5 @@ def tiny_run(root: Path, count: int = 40) -> RunFolder:
     table = str(root / "steps" / STEPS["table"] / "a" / "items.lance")
     version = int(item_table.create(table, [item_rows(count)], DIMENSION, ["shop"]).version)
     folder = str(root / "steps" / STEPS["index"] / "a")
-    index.build(item_table.current(table, version), folder, version, MODEL_KEY)
+    index.build(item_table.indexed(table, version), folder, version, MODEL_KEY)
     return RunFolder(str(root / "runs" / "tiny-1"), recipe.label, recipe, STEPS)

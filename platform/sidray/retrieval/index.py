@@ -3,7 +3,7 @@
     build(current(table_uri, version), folder, table_version=version, model_key="ab12")  # a job, never a replica
     index = PartitionedIndex.load(folder, threads=2)
     scores, rows = index.search(query_vecs, k=10, partitions=["Menswear"])
-    index.fields(rows[0])  # item_id, title, partition, sids
+    index.fields(rows[0])  # item_id, title, partition, sids, and the text fields of the table
 
 A partition is a contiguous range of the array, so a search inside it reads nothing else, its result is exact, and all
 replicas on a node share the pages. An index is never changed: a new one is built from a newer version of the item
@@ -33,8 +33,8 @@ from sidray import storage
 from sidray.errors import UserError, nearest
 from sidray.retrieval.exact import Floats, Ints, unit
 
-FORMAT = 1
-FIELDS = ("item_id", "title", "partition", "sids")
+FORMAT = 2
+_NO_FIELDS = ("vector", "model_key")
 _MANIFEST, _VECTORS, _ITEMS, _BY_ID = "manifest.json", "vectors.npy", "items.arrow", "by_id.npy"
 _FILES = (_VECTORS, _ITEMS, _BY_ID)
 _REBUILD = "build the index again from the item table"
@@ -60,8 +60,8 @@ class Manifest(BaseModel):
 def build(table: pa.Table, folder: str, table_version: int, model_key: str) -> Manifest:
     """Writes the index of the current rows of an item table into `folder` (any URI); equal rows give equal bytes.
 
-    table: item_id, title, partition, sids, vector, model_key. Raises UserError for a row of another model, an item that
-    occurs twice or a vector that is null or not finite."""
+    table: item_id, title, partition, sids, vector, model_key; what else it has are fields of the items. Raises
+    UserError for a row of another model, an item that occurs twice or a vector that is null or not finite."""
     _check_rows(table, model_key)
     local = storage.is_local(folder)
     if local:
@@ -131,7 +131,7 @@ class PartitionedIndex:
         return np.take_along_axis(scores, best, axis=1), np.take_along_axis(rows, best, axis=1)
 
     def fields(self, rows: Sequence[int] | Ints) -> list[dict[str, Any]]:
-        """item_id, title, partition and sids of each row."""
+        """item_id, title, partition, sids and the text fields of each row."""
         taken: list[dict[str, Any]] = self._items.take(pa.array(rows, pa.int64())).to_pylist()
         return taken
 
@@ -196,7 +196,8 @@ def _write(table: pa.Table, folder: Path, table_version: int, model_key: str) ->
     partition = pc.fill_null(table["partition"], "")
     table = table.set_column(table.schema.get_field_index("partition"), "partition", partition)
     order = pc.sort_indices(table, sort_keys=[("partition", "ascending"), ("item_id", "ascending")])  # [N]
-    items = _as_large(table.select(FIELDS)).take(order).combine_chunks()
+    fields = [name for name in table.column_names if name not in _NO_FIELDS]
+    items = _as_large(table.select(fields)).take(order).combine_chunks()
     by_id = pc.sort_indices(items["item_id"])
     _refuse_duplicates(items["item_id"].take(by_id))
     np.save(folder / _BY_ID, by_id.to_numpy().astype(np.int64), allow_pickle=False)

@@ -135,6 +135,13 @@ def current(uri: str, version: int | None = None, columns: Sequence[str] | None 
     return _fetch(dataset, fragments, winners, _columns(dataset, columns))
 
 
+def indexed(uri: str, version: int | None = None) -> pa.Table:
+    """`current` with what an index keeps: identity, place, SIDs, vector, and the catalogue's own text columns."""
+    names = open_version(uri, version).schema.names
+    own = [name for name in names if name not in schema(1).names]
+    return current(uri, version, ["item_id", "title", "partition", "sids", *own, "vector", "model_key"])
+
+
 def changes(uri: str, since: int, version: int | None = None, columns: Sequence[str] | None = None) -> pa.Table:
     """The current rows that were appended after version `since`, tombstones included: applied to current(since), they
     give current(version).
@@ -150,17 +157,6 @@ def changes(uri: str, since: int, version: int | None = None, columns: Sequence[
     rivals = _keys(dataset, old if new else [], pc.field("seq") >= pa.scalar(least, pa.int64()))
     winners = _winners(pa.concat_tables([rivals, added]), keep_deleted=True) - len(rivals)
     return _fetch(dataset, new, winners[winners >= 0], _columns(dataset, columns))
-
-
-def lookup(
-    uri: str, item_ids: Sequence[str], version: int | None = None, columns: Sequence[str] | None = None
-) -> pa.Table:
-    """The current rows of the named items; unknown and deleted ones are absent."""
-    dataset = open_version(uri, version)
-    wanted = pc.field("item_id").isin(list(item_ids))
-    found = dataset.to_table(filter=wanted, columns=sorted({*_columns(dataset, columns), *_KEY}))
-    rows = found.take(pa.array(_winners(found, keep_deleted=False)))
-    return rows.select(_columns(dataset, columns))
 
 
 _KEY = ("item_id", "seq", "deleted")

@@ -21,7 +21,7 @@ from sidray.retrieval import item_table
 from sidray.steps import Summary, Work
 
 TABLE_VERSION = 1
-INDEX_VERSION = 1
+INDEX_VERSION = 2
 BATCH = 2048
 THUMBNAIL = 160  # pixels of the longer side
 
@@ -90,6 +90,5 @@ def build_index(model_key: str, work: Work) -> Summary:
     """Inputs: table."""
     table = storage.join(work.inputs["table"], "items.lance")
     version = int(lance.dataset(storage.absolute(table)).version)
-    columns = item_table.current(table, version)
-    manifest = index_module.build(columns, work.output, version, model_key)
+    manifest = index_module.build(item_table.indexed(table, version), work.output, version, model_key)
     return {"items": manifest.count, "partitions": len(manifest.partitions), "dimension": manifest.dimension}

@@ -26,7 +26,7 @@ _HINTS = 1000  # partitions among which the nearest name is looked for: it takes
 
 
 class Recall:
-    """Holds one generation: the run's index step. Further fields come from the item table that it was built from."""
+    """Holds one generation: the run's index step."""
 
     def __init__(self, run: RunFolder, settings: RecallSettings) -> None:
         self._index = PartitionedIndex.load(run.output("index"), threads=1)
@@ -85,23 +85,12 @@ class Recall:
         scores, rows = self._index.search(query.vector[None], query.k + len(excluded), query.partitions)
         kept = (rows[0] >= 0) & ~np.isin(rows[0], excluded)
         best = rows[0][kept][: query.k]
-        items = self._index.fields(best)
-        fields = self._fields_of(items, query.fields)
         hits = [
-            {name: item[name] for name in _OF_EVERY_HIT} | {"score": float(score), "fields": extra}
-            for item, score, extra in zip(items, scores[0][kept], fields, strict=False)
+            {name: item[name] for name in _OF_EVERY_HIT}
+            | {"score": float(score), "fields": {name: item[name] for name in query.fields}}
+            for item, score in zip(self._index.fields(best), scores[0][kept], strict=False)
         ]
         return Found(hits, self._key)
-
-    def _fields_of(self, items: list[dict[str, Any]], names: list[str]) -> list[dict[str, Any]]:
-        """The named fields of each item; text fields are looked up in the table at the index's version."""
-        stored = [name for name in names if name in self._text_fields]
-        texts: dict[str, dict[str, Any]] = {}
-        if stored and items:
-            ids = [item["item_id"] for item in items]
-            table = item_table.lookup(self._table, ids, self._key.table_version, ["item_id", *stored])
-            texts = {row["item_id"]: row for row in table.to_pylist()}
-        return [{name: {**item, **texts.get(item["item_id"], {})}[name] for name in names} for item in items]
 
     def _lag_s(self) -> float:
         """Seconds since the first table version that this index lacks."""
