@@ -25,6 +25,7 @@ def keys(*overrides: str) -> dict[str, str]:
         ("tokenizer.gamma=0.5", ["tokenizers", "index"], ["stage-query2item", "pretrained"]),
         ("tokenizer.epochs=1", ["tokenizers", "sids", "stage-doc2docid"], ["stage-query2item", "negatives"]),
         ("training.workers=2", [], ["stage-query2text", "index"]),
+        ("controls.shuffle_images=1", ["stage-image2text", "sids", "index"], ["stage-query2text", "image-cache"]),
         ("embedding.batch_size=7", [], ["stage-query2text", "text-cache", "index"]),
     ],
 )

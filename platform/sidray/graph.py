@@ -154,7 +154,7 @@ class _Builder:
             "stage": dump(stage),
             "model": dump(recipe.model),
             "training": dump(recipe.training, {"precision", "clip", "valid_rows"}),
-            "shuffle": recipe.controls.shuffle_images,
+            "shuffle": recipe.controls.shuffle_images if stage.uses_images else None,
         }
         inputs = self._same(*_SOURCES, *extra) | ({"start": start} if start else {})
         role = self._add(f"stage-{stage.name}", StageRun(stage, recipe), STAGE_VERSION, config, inputs)

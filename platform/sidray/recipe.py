@@ -80,8 +80,7 @@ class Recipe(Settings):
     def _stage_with_images(self) -> str:
         """The first stage that reads pictures, "" when there is none."""
         for stage in self.stages:
-            fused = stage.item == "fused" and "query2item" in stage.tasks
-            if fused or {"image2text", "query2image"} & set(stage.tasks):
+            if stage.uses_images:
                 return f"stage {stage.name}"
         return "the section sid_stages" if self.sid_stages else ""
 

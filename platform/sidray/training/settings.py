@@ -72,5 +72,10 @@ class StageSettings(Settings):
         return self.item == "sids" or any(task in {"doc2docid", "causal_sids"} for task in self.tasks)
 
     @property
+    def uses_images(self) -> bool:
+        fused = self.item == "fused" and "query2item" in self.tasks
+        return fused or bool({"image2text", "query2image"} & set(self.tasks))
+
+    @property
     def uses_negatives(self) -> bool:
         return "query2item_hard" in self.tasks
