@@ -22,6 +22,7 @@ def keys(*overrides: str) -> dict[str, str]:
         ("model.text.max_tokens=20", ["text-cache", "stage-query2text"], ["text-weights", "image-cache"]),
         ("model.text.pooling=eos", ["stage-query2text"], ["text-cache", "text-weights"]),
         ("training.precision=fp32", ["stage-query2text"], ["image-cache", "text-cache"]),
+        ("tokenizer.token_start=random", ["stage-doc2docid", "index"], ["tokenizers", "sids", "stage-query2item"]),
         ("tokenizer.gamma=0.5", ["tokenizers", "index"], ["stage-query2item", "pretrained"]),
         ("tokenizer.epochs=1", ["tokenizers", "sids", "stage-doc2docid"], ["stage-query2item", "negatives"]),
         ("training.workers=2", [], ["stage-query2text", "index"]),

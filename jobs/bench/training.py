@@ -55,7 +55,16 @@ def measure(recipe: Recipe, name: str, steps: int) -> dict[str, Any]:
     step = graph[f"stage-{name}"]
     inputs = {role: store.ensure(needed) for role, needed in step.inputs.items() if role != "start"}
     stage = next(stage for stage in recipe.stages if stage.name == name)
-    job = StageJob(stage, training, recipe.model, sources_of(inputs, None), sid_count=0, start=None, output="")
+    job = StageJob(
+        stage,
+        training,
+        recipe.model,
+        sources_of(inputs, None),
+        sid_count=0,
+        token_start="random",
+        start=None,
+        output="",
+    )
     threads = training.threads or 1
     before = bare_samples_per_second(job, steps, threads)
     with tempfile.TemporaryDirectory() as folder:

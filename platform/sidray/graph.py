@@ -150,12 +150,14 @@ class _Builder:
 
     def _stage(self, stage: StageSettings, start: str, extra: tuple[str, ...] = ()) -> str:
         recipe = self.recipe
-        config = {
+        config: Values = {
             "stage": dump(stage),
             "model": dump(recipe.model),
             "training": dump(recipe.training, {"precision", "clip", "valid_rows"}),
             "shuffle": recipe.controls.shuffle_images if stage.uses_images else None,
         }
+        if extra:
+            config["token_start"] = recipe.tokenizer.token_start
         inputs = self._same(*_SOURCES, *extra) | ({"start": start} if start else {})
         role = self._add(f"stage-{stage.name}", StageRun(stage, recipe), STAGE_VERSION, config, inputs)
         if stage.name in recipe.evaluation.after:
@@ -174,7 +176,8 @@ class _Builder:
         if frozen := self._continue("tokenizers"):
             self.steps["tokenizers"] = self.steps[frozen]
         else:
-            self._add("tokenizers", partial(fit, recipe.tokenizer), FIT_VERSION, dump(recipe.tokenizer), inputs)
+            config = recipe.tokenizer.model_dump(mode="json", exclude={"token_start"})  # of the stages behind it
+            self._add("tokenizers", partial(fit, recipe.tokenizer), FIT_VERSION, config, inputs)
         inputs = {"tokenizers": "tokenizers", "embed": "pretrained"}
         self._add("sids", partial(assign, recipe.embedding), ASSIGN_VERSION, {}, inputs)
 

@@ -44,6 +44,7 @@ class Sources:
     text_cache: str | None = None
     image_cache: str | None = None
     sids: str | None = None
+    tokenizers: str | None = None
     negatives: str | None = None
     shuffle: int | None = None
 
@@ -228,6 +229,7 @@ def sources_of(inputs: Mapping[str, str], shuffle: int | None) -> Sources:
         text_cache=inputs.get("text-cache"),
         image_cache=inputs.get("image-cache"),
         sids=inputs.get("sids"),
+        tokenizers=inputs.get("tokenizers"),
         negatives=inputs.get("negatives"),
         shuffle=shuffle,
     )

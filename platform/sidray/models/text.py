@@ -16,19 +16,24 @@ import torch
 from torch import Tensor, nn
 
 from sidray.errors import UserError
+from sidray.tokenizers.embeddings import random_embeddings
 
 
 class SidTokens(nn.Module):
-    """Embedding of the new tokens, tied to their output head. One module, so that ZeRO-3 gathers its weight."""
+    """Embedding of the new tokens, tied to their output head. One module, so that ZeRO-3 gathers its weight.
+
+    What enters the LM is `scale` x weight: states above a cut are some hundred times larger than embeddings, and beside
+    them small tokens are neither seen nor, at the LM's learning rate, learned. `scale` is set once, never trained."""
 
     def __init__(self, count: int, width: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(count, width) * 0.02)
+        self.weight = nn.Parameter(random_embeddings(count, width))
+        self.scale = nn.Parameter(torch.ones(1), requires_grad=False)
 
     def forward(self, ids: Tensor | None = None, hidden: Tensor | None = None) -> Tensor:
-        """ids [...] -> embeddings [..., d], or hidden [..., d] -> logits [..., count]."""
+        """ids [...] -> what enters the LM [..., d], or hidden [..., d] -> logits [..., count]."""
         if ids is not None:
-            return nn.functional.embedding(ids, self.weight)
+            return nn.functional.embedding(ids, self.weight) * self.scale
         assert hidden is not None
         return hidden @ self.weight.T
 

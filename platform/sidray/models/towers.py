@@ -162,6 +162,8 @@ def set_trainable(towers: Towers, names: list[str]) -> None:
             module.requires_grad_(True)
     if towers.text.cut:
         towers.text.lm.get_input_embeddings().weight.requires_grad_(False)
+    if towers.text.sids is not None:
+        towers.text.sids.scale.requires_grad_(False)
 
 
 def is_cached(name: str, towers: Towers) -> bool:
@@ -174,7 +176,7 @@ def is_cached(name: str, towers: Towers) -> bool:
 
 
 def trained_state(towers: Towers) -> dict[str, Tensor]:
-    """The weights that stages change, each once (tied weights share one name)."""
+    """The weights that stages set, each once (tied weights share one name)."""
     state: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, value in towers.named_parameters():  # yields tied parameters once

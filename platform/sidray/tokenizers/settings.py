@@ -38,6 +38,8 @@ class TokenizerSettings(Settings):
     seed: NonNegativeInt = 0
     dead_code_after: PositiveInt = 100  # optimiser steps without a single row, after which a code is seeded anew
     min_utilisation: Annotated[float, Field(ge=0, le=1)] = 0.5  # share of each level's codes that items must use
+    # How its tokens start in the LM: at random as in the paper, or as their codebook vectors, turned into its width.
+    token_start: Literal["random", "codebook"] = "random"
     standardise: bool = True  # zero mean and unit variance per dimension, by the training vectors
 
     def sizes_of(self, modality: str) -> list[int]:

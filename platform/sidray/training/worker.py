@@ -14,7 +14,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -32,6 +32,7 @@ from sidray.training.engine import full_state, make_engine
 from sidray.training.module import StageModule, columns_of
 from sidray.training.schedule import Schedule
 from sidray.training.settings import StageSettings, TrainingSettings
+from sidray.training.sid_tokens import start_sid_tokens
 
 TOWERS = "towers.safetensors"
 HISTORY = "history.json"
@@ -46,6 +47,7 @@ class StageJob:
     model: ModelSettings
     sources: Sources
     sid_count: int
+    token_start: Literal["random", "codebook"]
     start: str | None
     output: str  # URI of the folder for towers and history
 
@@ -99,6 +101,8 @@ def train_stage(job: StageJob, notes: Notes | None) -> None:
 
     started = time.perf_counter()
     towers = job.sources.towers(job.model, job.sid_count)
+    if job.sid_count:
+        start_sid_tokens(towers, job.fetch("items"), job.token_start)
     if job.start is not None:
         with tempfile.TemporaryDirectory() as folder:
             load_trained(towers, storage.local_copy(job.start, folder))
