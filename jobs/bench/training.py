@@ -61,7 +61,7 @@ def measure(recipe: Recipe, name: str, steps: int) -> dict[str, Any]:
         recipe.model,
         sources_of(inputs, None),
         sid_count=0,
-        token_start="random",
+        tokens=recipe.tokenizer,
         start=None,
         output="",
     )

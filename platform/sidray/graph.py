@@ -157,7 +157,7 @@ class _Builder:
             "shuffle": recipe.controls.shuffle_images if stage.uses_images else None,
         }
         if extra:
-            config["token_start"] = recipe.tokenizer.token_start
+            config |= dump(recipe.tokenizer, set(_TOKENS))
         inputs = self._same(*_SOURCES, *extra) | ({"start": start} if start else {})
         role = self._add(f"stage-{stage.name}", StageRun(stage, recipe), STAGE_VERSION, config, inputs)
         if stage.name in recipe.evaluation.after:
@@ -176,7 +176,7 @@ class _Builder:
         if frozen := self._continue("tokenizers"):
             self.steps["tokenizers"] = self.steps[frozen]
         else:
-            config = recipe.tokenizer.model_dump(mode="json", exclude={"token_start"})  # of the stages behind it
+            config = recipe.tokenizer.model_dump(mode="json", exclude=set(_TOKENS))  # of the stages behind it
             self._add("tokenizers", partial(fit, recipe.tokenizer), FIT_VERSION, config, inputs)
         inputs = {"tokenizers": "tokenizers", "embed": "pretrained"}
         self._add("sids", partial(assign, recipe.embedding), ASSIGN_VERSION, {}, inputs)
@@ -210,4 +210,5 @@ def dump(settings: Settings, include: set[str] | None = None) -> Values:
     return settings.model_dump(mode="json", include=include)
 
 
+_TOKENS = ("token_start", "token_lr")  # what the SID stages read of the section tokenizer
 _SOURCES = ("catalogue", "text-weights", "image-weights", "text-cache", "image-cache")

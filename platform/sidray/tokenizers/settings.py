@@ -40,6 +40,7 @@ class TokenizerSettings(Settings):
     min_utilisation: Annotated[float, Field(ge=0, le=1)] = 0.5  # share of each level's codes that items must use
     # How its tokens start in the LM: at random as in the paper, or as their codebook vectors, turned into its width.
     token_start: Literal["random", "codebook"] = "random"
+    token_lr: PositiveFloat = 1.0  # learning rate of the tokens' embeddings, as a share of the stage's
     standardise: bool = True  # zero mean and unit variance per dimension, by the training vectors
 
     def sizes_of(self, modality: str) -> list[int]:

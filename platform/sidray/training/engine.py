@@ -22,14 +22,19 @@ def linear_schedule(steps: int, warmup: float) -> Any:
     return factor
 
 
-def _parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices decay; biases, norms and embeddings of SIDs do not."""
-    decayed: list[nn.Parameter] = []
+def parameter_groups(module: nn.Module, stage: StageSettings, token_lr: float) -> list[dict[str, Any]]:
+    """Matrices decay; biases, norms and SID tokens do not. SID tokens learn at `token_lr` times the stage's rate."""
+    matrices: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
+    tokens: list[nn.Parameter] = []
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
-            (decayed if parameter.ndim > 1 and "sids" not in name else others).append(parameter)
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+            (tokens if ".sids." in name else matrices if parameter.ndim > 1 else others).append(parameter)
+    groups = [
+        {"params": matrices, "lr": stage.lr, "weight_decay": stage.weight_decay},
+        {"params": others, "lr": stage.lr, "weight_decay": 0.0},
+        {"params": tokens, "lr": stage.lr * token_lr, "weight_decay": 0.0},
+    ]
     return [group for group in groups if group["params"]]
 
 
@@ -47,7 +52,12 @@ def deepspeed_config(training: TrainingSettings, micro_batch: int) -> dict[str, 
 
 
 def make_engine(
-    module: nn.Module, stage: StageSettings, training: TrainingSettings, steps: int, batch_size: int
+    module: nn.Module,
+    stage: StageSettings,
+    training: TrainingSettings,
+    steps: int,
+    batch_size: int,
+    token_lr: float = 1.0,
 ) -> Any:
     """Inside a worker of a process group: the engine that owns module, optimiser and schedule."""
     import deepspeed
@@ -56,7 +66,7 @@ def make_engine(
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # compiles for 25 s and is never used under Ray
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     deepspeed.init_distributed(dist_backend=backend, verbose=False)
-    optimiser = torch.optim.AdamW(_parameter_groups(module, stage.weight_decay), lr=stage.lr)
+    optimiser = torch.optim.AdamW(parameter_groups(module, stage, token_lr))
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimiser, linear_schedule(steps, stage.warmup))
     micro_batch = batch_size // torch.distributed.get_world_size()
     config = deepspeed_config(training, micro_batch)

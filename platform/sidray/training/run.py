@@ -38,7 +38,7 @@ class StageRun(Chained):
             model=self.recipe.model,
             sources=sources_of(work.inputs, self.recipe.controls.shuffle_images),
             sid_count=sid_count(work.inputs.get("tokenizers")),
-            token_start=self.recipe.tokenizer.token_start,
+            tokens=self.recipe.tokenizer,
             start=None if start is None else storage.join(start, TOWERS),
             output=work.output,
         )

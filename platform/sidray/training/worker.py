@@ -14,7 +14,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,6 +28,7 @@ from sidray.models.towers import load_trained, save_towers
 from sidray.progress import Notes
 from sidray.tasks.base import Contrastive
 from sidray.tasks.losses import rank, world_size
+from sidray.tokenizers.settings import TokenizerSettings
 from sidray.training.engine import full_state, make_engine
 from sidray.training.module import StageModule, columns_of
 from sidray.training.schedule import Schedule
@@ -47,7 +48,7 @@ class StageJob:
     model: ModelSettings
     sources: Sources
     sid_count: int
-    token_start: Literal["random", "codebook"]
+    tokens: TokenizerSettings
     start: str | None
     output: str  # URI of the folder for towers and history
 
@@ -102,13 +103,13 @@ def train_stage(job: StageJob, notes: Notes | None) -> None:
     started = time.perf_counter()
     towers = job.sources.towers(job.model, job.sid_count)
     if job.sid_count:
-        start_sid_tokens(towers, job.fetch("items"), job.token_start)
+        start_sid_tokens(towers, job.fetch("items"), job.tokens.token_start)
     if job.start is not None:
         with tempfile.TemporaryDirectory() as folder:
             load_trained(towers, storage.local_copy(job.start, folder))
     schedule = Schedule(job.stage, Catalogue.open(job.sources.catalogue), ray.train.get_context().get_world_size())
     module = StageModule(towers, job.stage, job.training.chunk)
-    engine = make_engine(module, job.stage, job.training, schedule.steps, schedule.batch_size)
+    engine = make_engine(module, job.stage, job.training, schedule.steps, schedule.batch_size, job.tokens.token_lr)
     fetch = job.fetch(schedule.rows)
     loop = StageLoop(job, engine, module, schedule, fetch, _restore(engine, job.stage.name), notes)
     loop.run()

@@ -1,0 +1,30 @@
+"""Which weights decay and how fast each part learns."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sidray.training.engine import parameter_groups
+from sidray.training.module import StageModule
+from sidray.training.settings import StageSettings
+from tests.models.tiny import tiny_towers
+
+
+def test_matrices_decay_and_tokens_have_a_rate_of_their_own(tmp_path: Path) -> None:
+    stage = StageSettings(name="s", tasks={"query2item": 1.0, "doc2docid": 1.0}, lr=1e-3, weight_decay=0.1)
+    module = StageModule(tiny_towers(tmp_path, 9), stage)
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    rates, decays = {}, {}
+    for group in parameter_groups(module, stage, token_lr=0.25):
+        for parameter in group["params"]:
+            rates[names[id(parameter)]], decays[names[id(parameter)]] = group["lr"], group["weight_decay"]
+    assert set(rates) == {name for name, parameter in module.named_parameters() if parameter.requires_grad}
+    assert rates.pop("towers.text.sids.weight") == 2.5e-4
+    assert set(rates.values()) == {1e-3}
+    assert (
+        decays["towers.text.sids.weight"]
+        == decays["towers.mlp_q.0.bias"]
+        == decays["towers.text.lm.model.norm.weight"]
+        == 0
+    )
+    assert decays["towers.mlp_q.0.weight"] == decays["towers.text.lm.model.embed_tokens.weight"] == 0.1
