@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,13 @@ import pytest
 from sidray import storage
 from sidray.errors import UserError
 from sidray.lease import EXPIRY_S, Lease
-from sidray.steps import Step, Store, Work, in_order
+from sidray.steps import Chained, Step, Store, Work, in_order
 
 
 def make(name: str, calls: list[str], config: dict[str, Any] | None = None, version: int = 1, **inputs: Step) -> Step:
     def run(work: Work) -> dict[str, Any]:
         calls.append(name)
-        storage.write_json(work.path("out.json"), {"of": sorted(work.inputs), "resumed": work.resumed})
+        storage.write_json(work.path("out.json"), {"of": sorted(work.inputs)})
         return {"calls": len(calls)}
 
     return Step(name, run, config or {}, version, inputs)
@@ -73,22 +74,32 @@ def test_shared_steps_are_listed_once() -> None:
     assert [step.name for step in in_order({"b": b, "c": c})] == ["a", "b", "c"]
 
 
-def test_a_failed_step_is_not_done_and_its_attempt_is_adopted(tmp_path: Path) -> None:
-    store = quiet(tmp_path)
-    seen: list[tuple[str, bool]] = []
+class Stage(Chained):
+    """Notes what it finds in its output, leaves a checkpoint there, and fails the first time."""
 
-    def run(work: Work) -> dict[str, Any]:
-        seen.append((work.output, work.resumed))
-        if len(seen) == 1:
+    def __init__(self) -> None:
+        self.found: list[tuple[str, bool]] = []
+
+    def together(self, runs: Sequence[Any], works: Sequence[Work]) -> list[dict[str, Any]]:
+        return [self.once(work) for work in works]
+
+    def once(self, work: Work) -> dict[str, Any]:
+        self.found.append((work.output, storage.exists(work.path("checkpoint"))))
+        storage.write_bytes(work.path("checkpoint"), b"half")
+        if len(self.found) == 1:
             raise RuntimeError("killed")
         return {}
 
-    step = Step("a", run, {}, 1)
+
+@pytest.mark.parametrize("continues", [True, False])
+def test_a_killed_attempt_is_adopted_and_only_a_stage_finds_what_it_left(tmp_path: Path, continues: bool) -> None:
+    store, stage = quiet(tmp_path), Stage()
+    step = Step("a", stage if continues else stage.once, {}, 1)
     with pytest.raises(RuntimeError):
         store.ensure(step)
     assert store.manifest(step) is None
     output = store.ensure(step)
-    assert seen == [(output, False), (output, True)]
+    assert stage.found == [(output, False), (output, continues)]
 
 
 def test_a_second_driver_is_told_the_owner(tmp_path: Path) -> None:

@@ -26,18 +26,19 @@ Summary = dict[str, Any]
 
 @dataclass(frozen=True)
 class Work:
-    """What a running step sees: where to write, where its inputs lie, whether it continues a killed attempt."""
+    """What a running step sees: where to write, and where its inputs lie."""
 
     output: str
     inputs: Mapping[str, str]
-    resumed: bool = False
 
     def path(self, *parts: str) -> str:
         return storage.join(self.output, *parts)
 
 
 class Chained(ABC):
-    """Work that costs less in one go with its successors: consecutive stages share one group of training workers."""
+    """Work that costs less in one go with its successors: consecutive stages share one group of training workers.
+
+    It continues in what a killed attempt left in its output; any other step finds its output empty."""
 
     def __call__(self, work: Work) -> Summary:
         return self.together([self], [work])[0]
@@ -132,11 +133,14 @@ class Store:
             outputs: dict[str, str] = {}
             works = []
             for step, lease in zip(chain, held, strict=True):
-                self.say(f"{step.name}: {'continues attempt ' + lease.attempt if lease.adopted else 'starts'}")
                 output = storage.join(self._folder(step), lease.attempt)
+                continues = lease.adopted and isinstance(step.run, Chained)
+                self.say(f"{step.name}: {'continues attempt ' + lease.attempt if continues else 'starts'}")
+                if lease.adopted and not continues:
+                    storage.delete(output)
                 storage.make_folder(output)
                 inputs = {role: outputs.get(n.key) or self.output(n) for role, n in step.inputs.items()}
-                works.append(Work(output, inputs, lease.adopted))
+                works.append(Work(output, inputs))
                 outputs[step.key] = output
             self._run(chain, works)
 

@@ -54,7 +54,6 @@ def publish_table(model_key: str, work: Work) -> Summary:
     vectors = storage.join(work.inputs["embed"], "items.lance")
     dimension = lance.dataset(vectors).schema.field("vector").type.list_size
     uri = work.path("items.lance")
-    storage.delete(uri)  # what a killed attempt left
     item_table.create(
         uri, _rows(catalogue, vectors, work.inputs.get("sids"), model_key), dimension, catalogue.text_fields
     )
