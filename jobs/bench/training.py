@@ -74,9 +74,18 @@ def measure(recipe: Recipe, name: str, steps: int) -> dict[str, Any]:
     after = bare_samples_per_second(job, steps, threads)
     bare = (before + after) / 2
     ours = float(summary["samples/s"])
-    return {"bench": "training", "recipe": recipe.name, "stage": name, "steps": steps, "threads": threads, "precision": training.precision,
-            "sidray samples/s": round(ours, 1), "bare samples/s": round(bare, 1), "ratio": round(ours / bare, 3),
-            "data wait": summary["data wait"]}  # fmt: skip
+    return {
+        "bench": "training",
+        "recipe": recipe.name,
+        "stage": name,
+        "steps": steps,
+        "threads": threads,
+        "precision": training.precision,
+        "sidray samples/s": round(ours, 1),
+        "bare samples/s": round(bare, 1),
+        "ratio": round(ours / bare, 3),
+        "data wait": summary["data wait"],
+    }
 
 
 def main() -> None:
