@@ -2,7 +2,8 @@
 
 text/        the causal LM with the SID tokens in its vocabulary (AutoModelForCausalLM, AutoTokenizer)
 image/       the vision tower (AutoModel), or an EfficientNet-Lite's safetensors
-towers.safetensors  MLP_Q, MLP_I and the image projection;  sidray.json: prompts, fusion, SID vocabulary, model_key
+towers.safetensors  MLP_Q, MLP_I and the image projection;  sidray.json: prompts, fusion, SID vocabulary, model_key,
+             sid_scale (the exported embeddings of SID tokens are this many times their rows in the output head)
 tokenizers/  the RQ-VAE codebooks
 """
 
@@ -63,6 +64,7 @@ def _card(model: RunModel) -> dict[str, Any]:
         "prompts": settings.prompts.model_dump(),
         "text_fields": model.recipe.data.text_fields,
         "sid_vocabulary": vocabulary,
+        "sid_scale": 1.0 if model.final.text.sids is None else float(model.final.text.sids.scale),
         "sids_enter_at_layer": settings.text.frozen_layers,
     }
 
@@ -83,7 +85,7 @@ def _export_text(model: RunModel, encoder: TextEncoder, source: Path, folder: Pa
         tokenizer.add_tokens([*filler, *model.assigner.vocabulary.tokens], special_tokens=True)
         lm.resize_token_embeddings(size + len(encoder.sids.weight), mean_resizing=False)
         with torch.no_grad():
-            lm.get_input_embeddings().weight[size:] = encoder.sids.weight
+            lm.get_input_embeddings().weight[size:] = encoder.sids(ids=torch.arange(len(encoder.sids.weight)))
     lm.save_pretrained(str(folder), safe_serialization=True)
     tokenizer.save_pretrained(str(folder))
 
