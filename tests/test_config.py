@@ -72,6 +72,7 @@ def test_stage_overrides_change_the_stage_of_that_name_alone() -> None:
         ("stages=[{name: a, tasks: {query2txt: 1}}]", r"stages.0.tasks.query2txt"),
         ("stages=[]", "at least one entry in stages"),
         ("stages=[{name: a, tasks: {causal_sids: 1}}]", "stage a needs SIDs"),
+        ("model.image.pool=stages", r"pool=stages needs an EfficientNet, not weights=random: use pool=last"),
         ("model.image.weights=none", "stage image2text needs pictures"),
         ("data.source=picograms", r"data.source: .*'pictograms'"),
         ("nonsense", "not of the form"),

@@ -3,7 +3,7 @@
 text/        the causal LM with the SID tokens in its vocabulary (AutoModelForCausalLM, AutoTokenizer)
 image/       the vision tower (AutoModel), or an EfficientNet-Lite's safetensors
 towers.safetensors  MLP_Q, MLP_I and the image projection;  sidray.json: prompts, fusion, SID vocabulary, model_key,
-             sid_scale (the exported embeddings of SID tokens are this many times their rows in the output head)
+             sid_scale (the head is tied: its logits of SID tokens are this many times the trained ones)
 tokenizers/  the RQ-VAE codebooks
 """
 

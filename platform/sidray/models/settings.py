@@ -53,8 +53,8 @@ class ImageSettings(Settings):
 
     @model_validator(mode="after")
     def _has_stages(self) -> ImageSettings:
-        if self.pool == "stages" and not self.weights.startswith(("efficientnet", "none")):
-            raise ValueError(f"pool: stages is for an EfficientNet, not for weights: {self.weights}")
+        if self.pool == "stages" and self.weights not in ("efficientnet-lite0", "efficientnet-lite2", "none"):
+            raise ValueError(f"pool=stages needs an EfficientNet, not weights={self.weights}: use pool=last")
         return self
 
 

@@ -22,8 +22,8 @@ from sidray.tokenizers.embeddings import random_embeddings
 class SidTokens(nn.Module):
     """Embedding of the new tokens, tied to their output head. One module, so that ZeRO-3 gathers its weight.
 
-    What enters the LM is `scale` x weight: states above a cut are some hundred times larger than embeddings, and beside
-    them small tokens are neither seen nor, at the LM's learning rate, learned. `scale` is set once, never trained."""
+    What enters the LM is `scale` x weight: states above a cut can be some hundred times larger than a new embedding,
+    which beside them is hardly seen and, at the LM's learning rate, hardly grows. `scale` is set once, not trained."""
 
     def __init__(self, count: int, width: int) -> None:
         super().__init__()

@@ -22,6 +22,8 @@ from sidray.models.image import load_image_encoder
 from sidray.models.settings import Fusion, ModelSettings
 from sidray.models.text import TextEncoder, load_lm, pool_last, pool_mean
 
+SID_TOKENS = "text.sids."  # how the names of their weights begin
+
 
 @dataclass(frozen=True)
 class TextInput:
@@ -222,14 +224,14 @@ def len_tokenizer(folder: Path) -> int:
     return int((folder / "size.txt").read_text())
 
 
-def load_trained(towers: Towers, path: Path) -> None:
-    """Puts a stage's weights on the towers. SID embeddings may be new; everything else must match.
+def load_trained(towers: Towers, path: Path) -> set[str]:
+    """Puts a stage's weights on the towers and returns their names. SID tokens may be new; all else must match.
 
     Raises UserError when the file belongs to another model."""
     state = load_file(str(path))
     own = dict(towers.named_parameters())
     wrong = [n for n, v in state.items() if n not in own or own[n].shape != v.shape]
-    missing = [n for n in trained_state(towers) if n not in state and not n.startswith("text.sids.")]
+    missing = [n for n in trained_state(towers) if n not in state and not n.startswith(SID_TOKENS)]
     if wrong or missing:
         name = (wrong or missing)[0]
         has = tuple(state[name].shape) if name in state else "nothing"
@@ -242,3 +244,4 @@ def load_trained(towers: Towers, path: Path) -> None:
     with torch.no_grad():
         for name, value in state.items():
             own[name].copy_(value)
+    return set(state)

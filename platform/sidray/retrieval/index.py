@@ -1,6 +1,6 @@
 """The index: one memory-mapped array of unit vectors, sorted by partition, searched exactly through FAISS.
 
-    build(current(table_uri, version), folder, table_version=version, model_key="ab12")  # a job, never a replica
+    build(indexed(table_uri, version), folder, table_version=version, model_key="ab12")  # a job, never a replica
     index = PartitionedIndex.load(folder, threads=2)
     scores, rows = index.search(query_vecs, k=10, partitions=["Menswear"])
     index.fields(rows[0])  # item_id, title, partition, sids, and the text fields of the table

@@ -23,7 +23,7 @@ from sidray.evaluation.metrics import recall
 from sidray.tokenizers.base import SemanticTokenizer
 
 KEPT = 0.99  # of the best size's recall
-KIND: dict[str, Representation] = {"text": "text", "image": "image", "item": "vector"}  # by modality
+KIND: dict[str, Representation] = {"text": "text", "image": "image", "item": "vector"}  # also its column
 
 
 class Sizes(NamedTuple):

@@ -57,7 +57,7 @@ def make_engine(
     training: TrainingSettings,
     steps: int,
     batch_size: int,
-    token_lr: float = 1.0,
+    token_lr: float,
 ) -> Any:
     """Inside a worker of a process group: the engine that owns module, optimiser and schedule."""
     import deepspeed

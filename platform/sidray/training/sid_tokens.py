@@ -19,7 +19,7 @@ SAMPLE = 256  # items whose text is looked at
 
 @torch.no_grad()
 def start_sid_tokens(towers: Towers, fetch: Fetch, start: Literal["random", "codebook"]) -> None:
-    """Sets embeddings and scale. A later stage's weights, loaded afterwards, replace both."""
+    """Sets embeddings and scale, where no earlier stage has trained them."""
     sids = towers.text.sids
     assert sids is not None
     sids.scale.fill_(text_size(towers, fetch) / STD)

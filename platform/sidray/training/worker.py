@@ -24,7 +24,7 @@ from sidray.data.catalogue import Catalogue
 from sidray.data.stream import StepStream
 from sidray.models.fetch import Fetch, Sources
 from sidray.models.settings import ModelSettings
-from sidray.models.towers import load_trained, save_towers
+from sidray.models.towers import SID_TOKENS, load_trained, save_towers
 from sidray.progress import Notes
 from sidray.tasks.base import Contrastive
 from sidray.tasks.losses import rank, world_size
@@ -102,11 +102,12 @@ def train_stage(job: StageJob, notes: Notes | None) -> None:
 
     started = time.perf_counter()
     towers = job.sources.towers(job.model, job.sid_count)
-    if job.sid_count:
-        start_sid_tokens(towers, job.fetch("items"), job.tokens.token_start)
+    loaded: set[str] = set()
     if job.start is not None:
         with tempfile.TemporaryDirectory() as folder:
-            load_trained(towers, storage.local_copy(job.start, folder))
+            loaded = load_trained(towers, storage.local_copy(job.start, folder))
+    if job.sid_count and not any(name.startswith(SID_TOKENS) for name in loaded):
+        start_sid_tokens(towers, job.fetch("items"), job.tokens.token_start)
     schedule = Schedule(job.stage, Catalogue.open(job.sources.catalogue), ray.train.get_context().get_world_size())
     module = StageModule(towers, job.stage, job.training.chunk)
     engine = make_engine(module, job.stage, job.training, schedule.steps, schedule.batch_size, job.tokens.token_lr)
