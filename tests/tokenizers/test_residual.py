@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from sidray.tokenizers.residual import ResidualCodec, kmeans, nearest, residual_kmeans
+from sidray.tokenizers.residual import ResidualCodec, kmeans, nearest, plus_plus, residual_kmeans
 
 
 def brute_force(rows: np.ndarray, codebooks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -75,6 +75,15 @@ def test_kmeans_with_enough_entries_returns_the_distinct_rows() -> None:
     found = kmeans(rows, 4, np.random.default_rng(0))
     assert found.shape == (4, 2)
     assert {tuple(row) for row in found} == {(1.0, 2.0), (3.0, 4.0)}
+
+
+def test_plus_plus_draws_by_the_squared_distance_to_the_nearest_choice() -> None:
+    rows = np.array([[0.0], [1.0], [3.0]])
+    drawn = [tuple(int(x) for x in plus_plus(rows, 2, np.random.default_rng(seed))[:, 0]) for seed in range(3000)]
+    share = {pair: drawn.count(pair) / len(drawn) for pair in set(drawn)}
+    expected = {(0, 1): 1 / 10, (0, 3): 9 / 10, (1, 0): 1 / 5, (1, 3): 4 / 5, (3, 0): 9 / 13, (3, 1): 4 / 13}
+    assert share.keys() == expected.keys()
+    assert all(abs(share[pair] - chance / 3) < 0.03 for pair, chance in expected.items())
 
 
 def test_kmeans_is_seeded(rng: np.random.Generator) -> None:
