@@ -135,5 +135,5 @@ def test_an_unwritable_folder_and_a_full_disk_are_named(tmp_path: Path, monkeypa
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot write .*file/steps/a-.*\n.*remedy"):
         quiet(tmp_path / "file").ensure(make("a", []))
-    with pytest.raises(UserError, match="No space left"), storage.write_errors("s3://bucket/x"):
+    with pytest.raises(UserError, match=r"No space left.*\n.*free space"), storage.write_errors("s3://bucket/x"):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

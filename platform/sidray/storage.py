@@ -5,6 +5,7 @@ write_json("s3://bucket/runs/a/manifest.json", {"done": True});  read_json(...)
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
 import os
@@ -91,8 +92,16 @@ def write_errors(uri: str) -> Iterator[None]:
         yield
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error)
-        remedy = "free space, or choose another folder with runs.root=URI"
+        remedy = f"{_WRITE_REMEDIES.get(error.errno, '')}choose another folder with runs.root=URI"
         raise UserError(f"cannot write {uri}: {reason}", remedy) from error
+
+
+_WRITE_REMEDIES: dict[int | None, str] = {
+    errno.ENOSPC: "free space there, or ",
+    errno.EDQUOT: "free space in your quota, or ",
+    errno.EACCES: "allow this user to write there, or ",
+    errno.EPERM: "allow this user to write there, or ",
+}
 
 
 def make_folder(uri: str) -> None:
