@@ -25,12 +25,13 @@ from sidray.embedding.embed import VERSION as EMBED_VERSION
 from sidray.embedding.run import embed_step
 from sidray.errors import UserError
 from sidray.models.run import image_weights, text_weights
-from sidray.models.weights import IMAGE_VERSION, TEXT_VERSION
+from sidray.models.weights import IMAGE_VERSION, TEXT_VERSION, TOKENIZER_VERSION
 from sidray.recipe import NO_IMAGES, Recipe, from_values
 from sidray.retrieval.negatives import VERSION as NEGATIVES_VERSION
 from sidray.retrieval.negatives import mine
 from sidray.retrieval.publish import INDEX_VERSION, TABLE_VERSION, build_index, publish_table
 from sidray.steps import Step, Summary, Work
+from sidray.tokenizers.embeddings import VERSION as TOKENS_VERSION
 from sidray.tokenizers.run import ASSIGN_VERSION, FIT_VERSION, assign, fit
 from sidray.training.run import StageRun
 from sidray.training.settings import StageSettings
@@ -121,7 +122,7 @@ class _Builder:
         config = {"text": model.text.model_dump(mode="json", exclude=unused), "seed": model.seed}
         inputs = {}
         if model.text.weights == "random":  # its tokenizer is trained on the catalogue
-            config["prompts"] = dump(model.prompts)
+            config |= {"prompts": dump(model.prompts), "tokenizer": TOKENIZER_VERSION}
             inputs = self._same("catalogue")
         self._add("text-weights", partial(text_weights, model), TEXT_VERSION, config, inputs)
         if model.image.weights != NO_IMAGES:
@@ -157,7 +158,7 @@ class _Builder:
             "shuffle": recipe.controls.shuffle_images if stage.uses_images else None,
         }
         if extra:
-            config |= dump(recipe.tokenizer, set(_TOKENS))
+            config |= dump(recipe.tokenizer, set(_TOKENS)) | {"tokens": TOKENS_VERSION}
         inputs = self._same(*_SOURCES, *extra) | ({"start": start} if start else {})
         role = self._add(f"stage-{stage.name}", StageRun(stage, recipe), STAGE_VERSION, config, inputs)
         if stage.name in recipe.evaluation.after:

