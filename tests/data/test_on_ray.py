@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import time
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import ray.data
 import torch
 from PIL import Image
 
-from sidray.data import items
+from sidray.data import items, stream
 from sidray.data.catalogue import Catalogue
 from sidray.data.ingest import ingest
 from sidray.data.settings import DataSettings
@@ -138,6 +139,12 @@ def test_steps_come_in_order_and_fast() -> None:
     assert stream.first_batch_s > 0
 
 
+def test_long_plans_go_through_several_pipelines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream, "PIPELINE_STEPS", 7)
+    steps = StepStream(np.arange(40).reshape(20, 2), Squares(), concurrency=1)
+    assert [batch["rows"].tolist() for batch in steps] == np.arange(40).reshape(20, 2).tolist()
+
+
 def test_waiting_is_measured_without_the_start_up() -> None:
     def slow(rows: np.ndarray) -> dict[str, torch.Tensor]:
         time.sleep(0.05)
@@ -184,3 +191,27 @@ def test_a_full_buffer_does_not_spin() -> None:
     before = time.process_time()
     time.sleep(1)  # as long as a training step
     assert time.process_time() - before < 0.5  # 0.9 without the pace
+
+
+def test_a_stream_that_nobody_reads_leaves_its_cpus_to_others() -> None:
+    """Two ranks share one place for data tasks, and the first one stands still until the other has its batch: tasks
+    that waited for their reader with the CPU in hand would block both for ever."""
+
+    def fetch(rows: np.ndarray) -> dict[str, torch.Tensor]:
+        return {"x": torch.zeros(len(rows), 2**18)}  # 1 MiB a row
+
+    positions = np.arange(200).reshape(200, 1)
+    place = {"num_cpus": ray.cluster_resources()["CPU"], "concurrency": 1, "buffer_bytes": 4 * 2**20}
+    standing = iter(StepStream(positions, fetch, **place))
+    for _ in range(9):
+        next(standing)
+    time.sleep(2)  # its buffer is full
+    other = iter(StepStream(positions, fetch, **place))
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(next, other)
+        done, _ = wait([first], timeout=30)
+        left = sum(1 for _ in standing)
+        first.result()
+    assert done, "the second stream got no CPU while the first stood still"
+    assert left == 191
+    assert sum(1 for _ in other) == 199

@@ -27,16 +27,19 @@ from sidray.data.blocks import in_order
 Rows = npt.NDArray[np.int64]
 Batch = dict[str, torch.Tensor]
 Fetch = Callable[[Rows], Batch]
-FIRST_BLOCKS = (1, 1, 2, 4, 8)  # steps of the first tasks: the first batch comes soon
-MAX_BLOCK_STEPS = 32  # steps of one task later on: a task costs some milliseconds
-MAX_BLOCKS = 2_000
+FIRST_BLOCKS = (1, 1, 2, 4)  # steps of the first tasks: the first batch comes soon
+BLOCK_STEPS = 8  # steps of one task later on: a task costs some milliseconds, and its batches memory
+PIPELINE_STEPS = 16_000  # steps of one Ray Data pipeline: it holds a reference for each of its tasks
+# A task runs to its end whether its batches are read or not. Ray's default pauses it after two, with its CPU in hand:
+# when one rank's paused tasks hold the last CPUs, no other rank gets its batch, and all wait for each other for ever.
+NEVER_PAUSED = {"_generator_backpressure_num_objects": -1}
 
 
 class StepStream:
     """Iterates once over the steps, in order; the rows of step i are positions[i].
 
-    positions: int64 [steps, local batch]. At most `concurrency` tasks of `num_cpus` each prepare batches at once, and
-    buffer_bytes bounds the finished ones that wait in the object store.
+    positions: int64 [steps, local batch]. At most `concurrency` tasks of `num_cpus` each prepare batches at once. No
+    task starts while more than about buffer_bytes of finished batches wait in the object store.
     After (and during) the iteration: batches, first_batch_s (start-up: the wait for the first batch) and waited_s (the
     wait for all the others)."""
 
@@ -81,25 +84,32 @@ class StepStream:
                 data = safetensors.torch.save(_fetch_of(fetch)(np.frombuffer(rows, dtype=np.int64)))
                 yield pa.table({"batch": pa.array([data], pa.large_binary())})
 
-        dataset = ray.data.from_blocks(self._blocks())
-        in_order(dataset, self.buffer_bytes)
-        tasks = ray.data.TaskPoolStrategy(self.concurrency)
-        mapped = dataset.map_batches(run, batch_format="pyarrow", batch_size=1, num_cpus=self.num_cpus, compute=tasks)
-        for block in mapped.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2):
-            for scalar in block["batch"]:
-                yield scalar.as_py()
+        for start in range(0, len(self.positions), PIPELINE_STEPS):
+            dataset = ray.data.from_blocks(_blocks(self.positions[start : start + PIPELINE_STEPS]))
+            in_order(dataset, self.buffer_bytes)
+            mapped = dataset.map_batches(
+                run,
+                batch_format="pyarrow",
+                batch_size=1,
+                num_cpus=self.num_cpus,
+                compute=ray.data.TaskPoolStrategy(self.concurrency),
+                **NEVER_PAUSED,
+            )
+            for block in mapped.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2):
+                for scalar in block["batch"]:
+                    yield scalar.as_py()
 
-    def _blocks(self) -> list[pa.Table]:
-        """The rows of each step as bytes, one row for each step; every block becomes one task."""
-        largest = max(MAX_BLOCK_STEPS, -(-len(self.positions) // MAX_BLOCKS))
-        blocks: list[pa.Table] = []
-        start = 0
-        while start < len(self.positions):
-            size = FIRST_BLOCKS[len(blocks)] if len(blocks) < len(FIRST_BLOCKS) else largest
-            steps = [rows.tobytes() for rows in self.positions[start : start + size]]
-            blocks.append(pa.table({"rows": pa.array(steps, pa.large_binary())}))
-            start += size
-        return blocks
+
+def _blocks(positions: Rows) -> list[pa.Table]:
+    """The rows of each step as bytes, one row for each step; every block becomes one task."""
+    blocks: list[pa.Table] = []
+    start = 0
+    while start < len(positions):
+        size = FIRST_BLOCKS[len(blocks)] if len(blocks) < len(FIRST_BLOCKS) else BLOCK_STEPS
+        steps = [rows.tobytes() for rows in positions[start : start + size]]
+        blocks.append(pa.table({"rows": pa.array(steps, pa.large_binary())}))
+        start += size
+    return blocks
 
 
 @lru_cache(maxsize=16)
