@@ -169,7 +169,8 @@ def test_a_warm_start_keeps_the_codebooks(run: RunFolder, tmp_path: Path) -> Non
 
 
 def test_the_item_codebook_is_the_smallest_sufficient_one(run: RunFolder) -> None:
-    """The recall that chose it, against brute force on the codebook that was kept."""
+    """The recall that chose it, against brute force on the codebook that was kept. Scores so close together that
+    rounding decides whether they count as equal leave it a range."""
     health = storage.read_json(storage.join(run.output("tokenizers"), "health.json"))
     recalls = {int(size): value for size, value in health["item"]["valid_recall@10_by_entries"].items()}
     chosen = health["item"]["entries"]
@@ -188,6 +189,11 @@ def test_the_item_codebook_is_the_smallest_sufficient_one(run: RunFolder) -> Non
         units = items[rows] / np.linalg.norm(items[rows], axis=1, keepdims=True)
         scores = units @ (query := queries[click["query_id"]]) / np.linalg.norm(query)
         own = scores[rows.index(click["item_row"])]
-        equal = int((abs(scores - own) <= 1e-5).sum())
-        found.append(np.clip((10 - int((scores > own + 1e-5).sum())) / equal, 0, 1))
-    assert np.mean(found) == pytest.approx(recalls[chosen], abs=2e-3)  # ties at the edge of the tolerance
+        hits = []
+        for tie in (0.97e-5, 1e-5, 1.03e-5):
+            equal = int((abs(scores - own) <= tie).sum())
+            hits.append(np.clip((10 - int((scores > own + tie).sum())) / equal, 0, 1))
+        found.append((min(hits), max(hits)))
+    low, high = np.mean(found, axis=0)
+    assert high - low < 0.05
+    assert low - 1e-6 <= recalls[chosen] <= high + 1e-6
