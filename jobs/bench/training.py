@@ -2,7 +2,9 @@
 
     python jobs/bench/training.py smgr-pictograms --stage query2item --steps 60 [a.b=c ...]
 
-Same model, same batches, same torch threads; the bare loop runs before and after, its mean counts. One JSON line.
+Same model, same batches, same torch threads. In bf16 there are two bare loops: autocast over fp32 weights, which is
+what DeepSpeed's bf16 computes (fp32 masters), and weights and optimiser wholly in bf16, which is cheaper and trains
+otherwise. Each runs before and after, its mean counts. One JSON line.
 """
 
 from __future__ import annotations
@@ -26,22 +28,24 @@ from sidray.training.schedule import Schedule
 from sidray.training.worker import StageJob
 
 
-def bare_samples_per_second(job: StageJob, steps: int, threads: int) -> float:
+def bare_samples_per_second(job: StageJob, steps: int, threads: int, pure_bf16: bool) -> float:
     """A plain loop: forward, backward, clip, AdamW. The batches are fetched before the clock starts."""
     torch.set_num_threads(threads)
     schedule = Schedule(job.stage, Catalogue.open(job.sources.catalogue), workers=1)
     fetch = job.fetch(schedule.rows)
     batches = [fetch(rows) for rows in schedule.positions(0, 0)[:steps]]
     module = StageModule(job.sources.towers(job.model, job.sid_count), job.stage)
-    if job.training.precision == "bf16":
-        module.bfloat16()  # weights and optimiser: DeepSpeed keeps both in fp32 beside them, which costs it more
+    if pure_bf16:
+        module.bfloat16()
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=job.training.precision == "bf16" and not pure_bf16)
     parameters = [p for p in module.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(parameters, lr=job.stage.lr)
     started = time.perf_counter()
     for number, batch in enumerate(batches):
         if number == 1:
             started = time.perf_counter()  # the first step is warm-up, as it is in the stage's own clock
-        loss, _ = module(batch)
+        with autocast:
+            loss, _ = module(batch)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, job.training.clip)
         optimiser.step()
@@ -68,11 +72,12 @@ def measure(recipe: Recipe, name: str, steps: int) -> dict[str, Any]:
         output="",
     )
     threads = training.threads or 1
-    before = bare_samples_per_second(job, steps, threads)
+    kinds = {"bare": False, **({"pure bf16": True} if training.precision == "bf16" else {})}
+    before = {name: bare_samples_per_second(job, steps, threads, pure) for name, pure in kinds.items()}
     with tempfile.TemporaryDirectory() as folder:
         summary = step.run(Work(folder, inputs))
-    after = bare_samples_per_second(job, steps, threads)
-    bare = (before + after) / 2
+    after = {name: bare_samples_per_second(job, steps, threads, pure) for name, pure in kinds.items()}
+    bare = {name: (before[name] + after[name]) / 2 for name in kinds}
     ours = float(summary["samples/s"])
     return {
         "bench": "training",
@@ -82,8 +87,8 @@ def measure(recipe: Recipe, name: str, steps: int) -> dict[str, Any]:
         "threads": threads,
         "precision": training.precision,
         "sidray samples/s": round(ours, 1),
-        "bare samples/s": round(bare, 1),
-        "ratio": round(ours / bare, 3),
+        **{f"{name} samples/s": round(rate, 1) for name, rate in bare.items()},
+        **{f"ratio to {name}": round(ours / rate, 3) for name, rate in bare.items()},
         "data wait": summary["data wait"],
     }
 

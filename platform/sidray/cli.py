@@ -5,15 +5,11 @@ A user's mistake (UserError) is printed without a traceback and ends with exit c
 
 from __future__ import annotations
 
-import logging
-import sys
-import warnings
 from typing import Annotated
 
 import typer
 
-from sidray.cluster import prepare_environment
-from sidray.errors import UserError, root_user_error
+from sidray.command import run_command
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 VariantOption = Annotated[str, typer.Option(help="a variant of the run, such as dual-tower")]
@@ -106,29 +102,7 @@ def export(
 
 
 def main() -> None:
-    prepare_environment()
-    quieten()
-    try:
-        app()
-    except UserError as error:
-        fail(error)
-    except Exception as error:
-        mistake = root_user_error(error)
-        if mistake is None:
-            raise
-        fail(mistake)
-
-
-def quieten() -> None:
-    """Our own lines say what happens; the libraries' notes on every dataset drown them."""
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message="lance is not fork-safe")
-
-
-def fail(error: UserError) -> None:
-    """Prints the mistake and ends with exit code 2."""
-    typer.echo(f"error: {error}", err=True)
-    sys.exit(2)
+    run_command(app)
 
 
 if __name__ == "__main__":

@@ -11,8 +11,9 @@ import argparse
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from sidray.cluster import prepare_environment, ray_cluster
-from sidray.errors import UserError, root_user_error
+from sidray.cluster import ray_cluster
+from sidray.command import run_command
+from sidray.errors import UserError
 
 if TYPE_CHECKING:
     from sidray.graph import Graph
@@ -27,16 +28,7 @@ def main(description: str | None, work: Work) -> None:
     parser.add_argument("recipe", help="a shipped recipe's name or a YAML path")
     parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="values of the recipe to replace")
     arguments = parser.parse_args()
-    prepare_environment()
-    try:
-        work(arguments.recipe, arguments.overrides)
-    except Exception as error:
-        mistake = root_user_error(error)
-        if mistake is None:
-            raise
-        from sidray.cli import fail
-
-        fail(mistake)
+    run_command(lambda: work(arguments.recipe, arguments.overrides))
 
 
 def compute(roles: Sequence[str]) -> Work:

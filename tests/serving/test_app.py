@@ -84,7 +84,7 @@ def test_url(host: str, url: str) -> None:
 def test_the_shipped_yaml_is_what_serve_and_the_service_take() -> None:
     values = yaml.safe_load(YAML.read_text())
     application = ServeDeploySchema.model_validate(values).applications[0]
-    assert application.import_path == "serve.app:search"
+    assert application.import_path == f"{build_app.__module__}:{build_app.__name__}"  # no folder but the package's
     settings = build(ServiceSettings, application.args, "search.yaml")
     defaults = ServiceSettings(run=settings.run)
     assert settings.gateway == defaults.gateway

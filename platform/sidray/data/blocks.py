@@ -10,17 +10,22 @@ from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 BLOCK_BYTES = 2 * 2**20  # small blocks: the first result comes after 2.5 s instead of 12
 
-LOOP_SECONDS = 0.01
+SHORT_BREATH_S, LONG_BREATH_S, GROWTH = 0.01, 0.1, 1.1
 
 
 class Pace(ExecutionCallback):
-    """Gives Ray Data's scheduling loop a breath at every turn.
+    """Gives Ray Data's scheduling loop a breath at every turn, a longer one each time that results wait for a reader.
 
     Its wait returns at once while a finished block stands behind a full buffer, so that the loop spins, in the very
-    process that trains, and competes for its GIL: 60 % of a core (measured with Ray 2.60)."""
+    process that trains, and competes for its GIL: 60 % of a core; 9 % with short breaths alone (measured with Ray
+    2.60)."""
+
+    def __init__(self) -> None:
+        self.breath = SHORT_BREATH_S
 
     def on_execution_step(self, executor: Any) -> None:
-        time.sleep(LOOP_SECONDS)
+        self.breath = SHORT_BREATH_S if executor._consumer_idling() else min(LONG_BREATH_S, GROWTH * self.breath)
+        time.sleep(self.breath)
 
 
 def calm(dataset: ray.data.Dataset) -> None:
