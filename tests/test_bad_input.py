@@ -79,6 +79,7 @@ def test_unknown_keys_and_recipes(capsys: pytest.CaptureFixture[str]) -> None:
         (None, {"item_id": ["unknown"] * 40}, "item_id of no item"),
         ({"image": [b"no picture"] * 40}, None, "image"),
         ({"item_id": ["same"] * 40}, None, "duplicate item_id"),
+        ({"image": None}, None, "stage image2text learns from pictures, and no item of the catalogue has one"),
     ],
     ids=[
         "missing column",
@@ -88,6 +89,7 @@ def test_unknown_keys_and_recipes(capsys: pytest.CaptureFixture[str]) -> None:
         "unknown item",
         "corrupt pictures",
         "duplicate ids",
+        "no pictures",
     ],
 )
 def test_bad_tables(

@@ -35,5 +35,6 @@ def fail(error: UserError) -> None:
 
 def _quieten() -> None:
     """Our own lines say what happens; the libraries' notes on every dataset drown them."""
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data._internal.execution").setLevel(logging.WARNING)
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns that its bars are off
     warnings.filterwarnings("ignore", message="lance is not fork-safe")

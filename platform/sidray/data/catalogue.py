@@ -51,6 +51,11 @@ class Catalogue:
         return int(self.manifest["items"])
 
     @property
+    def n_images(self) -> int:
+        """The number of items with a picture."""
+        return int(self.manifest["summary"]["images"])
+
+    @property
     def text_fields(self) -> list[str]:
         """The kept text columns beside title, in the order of the prompt."""
         return list(self.manifest["text_fields"])

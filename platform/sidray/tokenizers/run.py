@@ -48,7 +48,10 @@ def fit(settings: TokenizerSettings, work: Work) -> Summary:
     held_out = _sample(np.setdiff1d(catalogue.clicks("valid")["item_row"].to_numpy(), catalogue.train_items), 0)
     vectors = {modality: _vectors(items, modality, train) for modality in MODALITIES}
     if not len(vectors["image"]):
-        raise UserError("no train item has a picture, so there is nothing to fit image SIDs on", "train on text alone")
+        raise UserError(
+            "no item with a train click has a picture, so there is nothing to fit image SIDs on",
+            "fill the column image or image_uri of those items",
+        )
     valid = {m: v for m in MODALITIES if len(held_out) and len(v := _vectors(items, m, held_out))}
     candidates = _fit_sizes(vectors, valid, settings)
     tokenizers, recalls = choose(candidates, ValidationRecall(catalogue, work.inputs["embed"]))

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sidray import storage
+from sidray.data.catalogue import Catalogue
+from sidray.errors import UserError
 from sidray.models.fetch import sources_of
 from sidray.steps import Chained, Summary, Work
 from sidray.tokenizers.run import sid_count
@@ -27,6 +29,9 @@ class StageRun(Chained):
     recipe: Recipe
 
     def together(self, runs: Sequence[StageRun], works: Sequence[Work]) -> list[Summary]:
+        for run, work in zip(runs, works, strict=True):
+            if run.stage.uses_images:
+                check_pictures(work.inputs["catalogue"], run.stage.name)
         jobs = [run.job(work) for run, work in zip(runs, works, strict=True)]
         return run_stages(jobs, self.recipe.training)
 
@@ -41,4 +46,14 @@ class StageRun(Chained):
             tokens=self.recipe.tokenizer,
             start=None if start is None else storage.join(start, TOWERS),
             output=work.output,
+        )
+
+
+def check_pictures(catalogue: str, stage: str) -> None:
+    """UserError when a stage reads pictures and no item of the catalogue has one."""
+    if not Catalogue.open(catalogue).n_images:
+        raise UserError(
+            f"stage {stage} learns from pictures, and no item of the catalogue has one",
+            "fill the column image or image_uri of items; or train on text alone: model.image.weights=none, one stage"
+            " of query2item with `item: text`, sid_stages=[] (the variant dual-tower of the shipped recipes)",
         )
