@@ -49,13 +49,20 @@ def test_the_run_folder_holds_what_the_contract_says(run: RunFolder) -> None:
     names = {path.name for path in report.iterdir()}
     assert {"results.json", "report.md", "recall_at_10.png", "gallery.html", "smgr-tokenizers.png"} <= names
     assert {f"smgr-stage-{name}.png" for name in ("query2text", "image2text", "query2image", "query2item")} <= names
-    results = json.loads((report / "results.json").read_text())["results"]
+    saved = json.loads((report / "results.json").read_text())
+    results, compared = saved["results"], saved["comparisons"]
     expected = ["popularity", "BM25", "smgr: after query2text", "smgr: with pictures", "smgr: reconstructed", "smgr"]
     assert list(results) == [*expected, "oracle"]
     everything = results["smgr"]["rows"]["all clicks"]
     assert (
         0 <= everything["recall@1"] <= everything["recall@10"] <= results["oracle"]["rows"]["all clicks"]["recall@10"]
     )
+    recalls = {name: result["rows"]["all clicks"]["recall@10"] for name, result in results.items()}
+    differences = {f"smgr against {name}": recalls["smgr"] - recalls[name] for name in recalls}
+    assert set(compared) == set(differences) - {"smgr against smgr", "smgr against oracle"}
+    for name, each in compared.items():
+        assert each["difference"] == pytest.approx(differences[name])
+        assert each["low"] <= each["difference"] <= each["high"]
     assert "stage-finetune" in show(run.uri)
 
 

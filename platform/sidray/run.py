@@ -21,9 +21,10 @@ from sidray.cluster import ray_cluster
 from sidray.data.catalogue import Catalogue
 from sidray.evaluation.clicks import Clicks, Vectors
 from sidray.evaluation.gallery import GalleryQuery, choose, write_gallery
-from sidray.evaluation.protocol import Result
+from sidray.evaluation.protocol import ALL_CLICKS, Result, load_ranks
 from sidray.evaluation.report import table_text, write_report
 from sidray.evaluation.run import RESULT
+from sidray.evaluation.significance import Comparison, compare
 from sidray.graph import Graph, build_graph
 from sidray.graph_evaluation import baselines, rows_of
 from sidray.recipe import Recipe, load_recipe, run_folder_name
@@ -58,8 +59,9 @@ def run_recipe(name: str, overrides: list[str], say: Say = print) -> FinishedRun
             for step in (index, base, *rows.values()):
                 store.ensure(step)
     _write_run(folder, values, graphs, store)
-    results = _results(store, base, rows)
-    _report(folder, recipe, graphs, store, results)
+    found = _outputs(store, base, rows)
+    results = {name: storage.read_json(f"{uri}.json") for name, uri in found.items()}
+    _report(folder, recipe, graphs, store, results, found)
     return FinishedRun(folder, table_text(results), time.time() - started)
 
 
@@ -71,26 +73,40 @@ def _write_run(folder: str, values: dict[str, object], graphs: dict[str, Graph],
     storage.write_json(storage.join(folder, "steps.json"), steps)
 
 
-def _results(store: Store, base: Step, rows: dict[str, Step]) -> dict[str, Result]:
-    results: dict[str, Result] = {}
-    for name in ("popularity", "BM25"):
-        results[name] = storage.read_json(storage.join(store.output(base), f"{name}.json"))
-    for label, step in sorted(rows.items(), key=lambda row: list(rows).index(row[0])):
-        results[label] = storage.read_json(storage.join(store.output(step), f"{RESULT}.json"))
-    results["oracle"] = storage.read_json(storage.join(store.output(base), "oracle.json"))
-    return results
+def _outputs(store: Store, base: Step, rows: dict[str, Step]) -> dict[str, str]:
+    """Row of the table -> where its result (.json) and its ranks by click (.parquet) lie."""
+    own = {name: storage.join(store.output(base), name) for name in ("popularity", "BM25", "oracle")}
+    oracle = own.pop("oracle")
+    return {**own, **{row: storage.join(store.output(step), RESULT) for row, step in rows.items()}, "oracle": oracle}
 
 
-def _report(folder: str, recipe: Recipe, graphs: dict[str, Graph], store: Store, results: dict[str, Result]) -> None:
+def _report(
+    folder: str,
+    recipe: Recipe,
+    graphs: dict[str, Graph],
+    store: Store,
+    results: dict[str, Result],
+    outputs: dict[str, str],
+) -> None:
+    """Written when there is none of these results yet."""
     report = storage.join(folder, "report")
-    if storage.exists(storage.join(report, "report.md")):
+    saved = storage.join(report, "results.json")
+    if storage.exists(saved) and storage.read_json(saved)["results"] == results:
         return
     with tempfile.TemporaryDirectory() as scratch:
         local = Path(scratch)
-        write_report(results, local)
+        several = results[recipe.label]["rows"][ALL_CLICKS]["queries"] > 1  # what is resampled
+        write_report(results, local, comparisons=_comparisons(recipe.label, outputs) if several else None)
         _gallery(local / "gallery.html", recipe, graphs, store)
         _copy_pictures(local, graphs, store)
         storage.upload(local, report)
+
+
+def _comparisons(label: str, outputs: dict[str, str]) -> dict[str, Comparison]:
+    """The recipe's own row against every other one but the ceiling, click by click."""
+    own = load_ranks(f"{outputs[label]}.parquet")
+    others = {name: uri for name, uri in outputs.items() if name not in {label, "oracle"}}
+    return {f"{label} against {name}": compare(own, load_ranks(f"{uri}.parquet")) for name, uri in others.items()}
 
 
 def _gallery(path: Path, recipe: Recipe, graphs: dict[str, Graph], store: Store) -> None:

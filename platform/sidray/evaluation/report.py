@@ -37,6 +37,10 @@ _HOW = (
     "R@k and N@k are Recall@k and NDCG@k of the clicked item among the candidates (the items that occur in clicks) of "
     "the click's partition. Ties are counted in expectation over their orders. The interval is 95 %, over queries."
 )
+_PAIRED = (
+    "Paired over the clicks of one run each, resampled by query: what another seed of the training would give is not in "
+    "it. * marks p < 0.05."
+)
 
 
 def write_report(
@@ -119,7 +123,7 @@ def _markdown(results: Mapping[str, Result], notes: Mapping[str, str], compariso
             [name, f"{c.difference:+.4f}", f"{c.low:+.4f} to {c.high:+.4f}", f"{c.p:.4f}{'*' if c.significant else ''}"]
             for name, c in comparisons.items()
         ]
-        parts += ["## Comparisons", "Paired; * marks p < 0.05.", _lines(columns, cells)]
+        parts += ["## Comparisons", _PAIRED, _lines(columns, cells)]
     if notes:
         parts += ["## What the variants are", "\n".join(f"- {_escape(name)}: {_escape(notes[name])}" for name in notes)]
     return "\n\n".join(parts) + "\n"
