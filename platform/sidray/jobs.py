@@ -46,17 +46,8 @@ def compute(roles: Sequence[str]) -> Work:
     return work
 
 
-def evaluate(name: str, overrides: list[str]) -> None:
-    """Every row of the recipe's table, and the baselines."""
-    root, graphs = _graphs(name, overrides)
-    from sidray.graph_evaluation import baselines, rows_of
-
-    rows = [step for label, graph in graphs.items() for step in rows_of(label, graph).values()]
-    _ensure(root, [*rows, baselines(next(iter(graphs.values())))])
-
-
 def pipeline(name: str, overrides: list[str]) -> None:
-    """The whole recipe, with its run folder and report."""
+    """The whole recipe, or what is left of it, with its run folder and report."""
     from sidray.run import run_recipe
 
     finished = run_recipe(name, overrides)

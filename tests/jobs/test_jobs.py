@@ -53,7 +53,7 @@ def test_an_unknown_recipe_ends_with_exit_code_2_and_no_traceback() -> None:
     assert "Traceback" not in out + err
 
 
-@pytest.mark.parametrize("work", [jobs.compute(["embed"]), jobs.evaluate, jobs.pipeline])
+@pytest.mark.parametrize("work", [jobs.compute(["embed"]), jobs.pipeline])
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

@@ -38,8 +38,8 @@ _HOW = (
     "the click's partition. Ties are counted in expectation over their orders. The interval is 95 %, over queries."
 )
 _PAIRED = (
-    "Paired over the clicks of one run each, resampled by query: what another seed of the training would give is not in "
-    "it. * marks p < 0.05."
+    "Paired over the clicks of one run each, resampled by query; what another seed of the training would give is not "
+    "in it. * marks p < 0.05."
 )
 
 
