@@ -84,9 +84,10 @@ class Vectors:
         """Query vectors of the clicks [n, d] and vectors of the candidates [C, d]. Pictures and texts are found by h_q,
         as in pretraining, items by MLP_Q's vector."""
         query_column = "vector" if self.kind == "vector" else "text"
-        queries = read_vectors(storage.join(self.embed, "queries.lance"), query_column)
+        asked, back = np.unique(clicks.query_ids, return_inverse=True)  # those of the split alone
+        queries = read_vectors(storage.join(self.embed, "queries.lance"), query_column, asked)
         dataset = self.items or storage.join(self.embed, "items.lance")
-        return queries[clicks.query_ids], read_vectors(dataset, self.column or self.kind, clicks.rows)
+        return queries[back], read_vectors(dataset, self.column or self.kind, clicks.rows)
 
 
 def vector_ranks(clicks: Clicks, vectors: Vectors) -> Ranks:
