@@ -23,17 +23,14 @@ from sidray.graph import build_graph
 from sidray.models.fetch import sources_of
 from sidray.recipe import Recipe, load_recipe
 from sidray.steps import Store, Work
+from sidray.tasks.views import Batch
 from sidray.training.module import StageModule
 from sidray.training.schedule import Schedule
 from sidray.training.worker import StageJob
 
 
-def bare_samples_per_second(job: StageJob, steps: int, threads: int, pure_bf16: bool) -> float:
-    """A plain loop: forward, backward, clip, AdamW. The batches are fetched before the clock starts."""
-    torch.set_num_threads(threads)
-    schedule = Schedule(job.stage, Catalogue.open(job.sources.catalogue), workers=1)
-    fetch = job.fetch(schedule.rows)
-    batches = [fetch(rows) for rows in schedule.positions(0, 0)[:steps]]
+def bare_samples_per_second(job: StageJob, batches: list[Batch], pure_bf16: bool) -> float:
+    """A plain loop over ready batches: forward, backward, clip, AdamW."""
     module = StageModule(job.sources.towers(job.model, job.sid_count), job.stage)
     if pure_bf16:
         module.bfloat16()
@@ -50,7 +47,7 @@ def bare_samples_per_second(job: StageJob, steps: int, threads: int, pure_bf16: 
         torch.nn.utils.clip_grad_norm_(parameters, job.training.clip)
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
-    return (len(batches) - 1) * schedule.batch_size / (time.perf_counter() - started)
+    return sum(len(batch["item_row"]) for batch in batches[1:]) / (time.perf_counter() - started)
 
 
 def measure(recipe: Recipe, name: str, steps: int) -> dict[str, Any]:
@@ -72,11 +69,15 @@ def measure(recipe: Recipe, name: str, steps: int) -> dict[str, Any]:
         output="",
     )
     threads = training.threads or 1
-    kinds = {"bare": False, **({"pure bf16": True} if training.precision == "bf16" else {})}
-    before = {name: bare_samples_per_second(job, steps, threads, pure) for name, pure in kinds.items()}
+    torch.set_num_threads(threads)
+    schedule = Schedule(stage, Catalogue.open(job.sources.catalogue), workers=1)
+    fetch = job.fetch(schedule.rows)
+    batches = [fetch(rows) for rows in schedule.positions(0, 0)]
+    kinds = {"bare": False, "pure bf16": True} if training.precision == "bf16" else {"bare": False}
+    before = {name: bare_samples_per_second(job, batches, pure) for name, pure in kinds.items()}
     with tempfile.TemporaryDirectory() as folder:
         summary = step.run(Work(folder, inputs))
-    after = {name: bare_samples_per_second(job, steps, threads, pure) for name, pure in kinds.items()}
+    after = {name: bare_samples_per_second(job, batches, pure) for name, pure in kinds.items()}
     bare = {name: (before[name] + after[name]) / 2 for name in kinds}
     ours = float(summary["samples/s"])
     return {

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable
 
 from sidray.cluster import prepare_environment
-from sidray.errors import UserError, root_user_error
+from sidray.errors import root_user_error
 
 
 def run_command(work: Callable[[], None]) -> None:
@@ -24,13 +24,8 @@ def run_command(work: Callable[[], None]) -> None:
         mistake = root_user_error(error)
         if mistake is None:
             raise
-        fail(mistake)
-
-
-def fail(error: UserError) -> None:
-    """Prints the mistake and ends with exit code 2."""
-    print(f"error: {error}", file=sys.stderr)
-    sys.exit(2)
+        print(f"error: {mistake}", file=sys.stderr)
+        sys.exit(2)
 
 
 def _quieten() -> None:

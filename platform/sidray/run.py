@@ -59,9 +59,9 @@ def run_recipe(name: str, overrides: list[str], say: Say = print) -> FinishedRun
             for step in (index, base, *rows.values()):
                 store.ensure(step)
     _write_run(folder, values, graphs, store)
-    found = _outputs(store, base, rows)
-    results = {name: storage.read_json(f"{uri}.json") for name, uri in found.items()}
-    _report(folder, recipe, graphs, store, results, found)
+    outputs = _outputs(store, base, rows)
+    results = {name: storage.read_json(f"{uri}.json") for name, uri in outputs.items()}
+    _report(folder, recipe, graphs, store, results, outputs)
     return FinishedRun(folder, table_text(results), time.time() - started)
 
 
@@ -75,9 +75,10 @@ def _write_run(folder: str, values: dict[str, object], graphs: dict[str, Graph],
 
 def _outputs(store: Store, base: Step, rows: dict[str, Step]) -> dict[str, str]:
     """Row of the table -> where its result (.json) and its ranks by click (.parquet) lie."""
-    own = {name: storage.join(store.output(base), name) for name in ("popularity", "BM25", "oracle")}
-    oracle = own.pop("oracle")
-    return {**own, **{row: storage.join(store.output(step), RESULT) for row, step in rows.items()}, "oracle": oracle}
+    beside = store.output(base)
+    outputs = {name: storage.join(beside, name) for name in ("popularity", "BM25")}
+    outputs |= {row: storage.join(store.output(step), RESULT) for row, step in rows.items()}
+    return outputs | {"oracle": storage.join(beside, "oracle")}
 
 
 def _report(
@@ -88,7 +89,7 @@ def _report(
     results: dict[str, Result],
     outputs: dict[str, str],
 ) -> None:
-    """Written when there is none of these results yet."""
+    """Written unless there is one of these results already."""
     report = storage.join(folder, "report")
     saved = storage.join(report, "results.json")
     if storage.exists(saved) and storage.read_json(saved)["results"] == results:

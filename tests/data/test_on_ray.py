@@ -7,6 +7,7 @@ import itertools
 import time
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ import ray.data
 import torch
 from PIL import Image
 
-from sidray.data import items, stream
+from sidray.data import blocks, items, stream
 from sidray.data.catalogue import Catalogue
 from sidray.data.ingest import ingest
 from sidray.data.settings import DataSettings
@@ -191,6 +192,18 @@ def test_a_full_buffer_does_not_spin() -> None:
     before = time.process_time()
     time.sleep(1)  # as long as a training step
     assert time.process_time() - before < 0.25  # 0.9 without the pace
+
+
+def test_the_pace_slows_only_while_results_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    breaths: list[float] = []
+    monkeypatch.setattr(blocks.time, "sleep", breaths.append)
+    pace = blocks.Pace()
+    for idling in [True, True, *[False] * 40, True, False]:
+        pace.on_execution_step(SimpleNamespace(_consumer_idling=lambda idling=idling: idling))
+    assert breaths[:2] == [0.01, 0.01]
+    assert np.all(np.diff(breaths[2:20]) > 0)
+    assert breaths[41] == 0.1
+    assert breaths[42:] == pytest.approx([0.01, 0.011])
 
 
 def test_a_stream_that_nobody_reads_leaves_its_cpus_to_others() -> None:

@@ -29,9 +29,9 @@ class StageRun(Chained):
     recipe: Recipe
 
     def together(self, runs: Sequence[StageRun], works: Sequence[Work]) -> list[Summary]:
-        for run, work in zip(runs, works, strict=True):
-            if run.stage.uses_images:
-                check_pictures(work.inputs["catalogue"], run.stage.name)
+        readers = [run.stage.name for run in runs if run.stage.uses_images]
+        if readers:
+            _check_pictures(works[0].inputs["catalogue"], readers[0])
         jobs = [run.job(work) for run, work in zip(runs, works, strict=True)]
         return run_stages(jobs, self.recipe.training)
 
@@ -49,7 +49,7 @@ class StageRun(Chained):
         )
 
 
-def check_pictures(catalogue: str, stage: str) -> None:
+def _check_pictures(catalogue: str, stage: str) -> None:
     """UserError when a stage reads pictures and no item of the catalogue has one."""
     if not Catalogue.open(catalogue).n_images:
         raise UserError(
