@@ -5,13 +5,14 @@ A wrong JSON type is malformed (400), an impossible value or an unknown key is n
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 MAX_K = 1000
 MAX_LIST = 1000  # entries of partition, exclude and with_fields
+MAX_HISTORY = 50  # item_ids of one /v1/similar, each a search of its own
 
 
 def _unicode(text: str) -> str:
@@ -35,22 +36,15 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
-class SearchRequest(Body):
-    """Exactly one of `vector`, or `query` and/or `image`. An empty query or partition counts as absent."""
+class Scope(Body):
+    """What every request for hits may say: where, how many, and how fresh."""
 
-    query: Text | None = Field(None, description="what to search for", examples=["noodle soup"])
-    image: str | None = Field(None, description="a JPEG, PNG or WebP picture: base64 or a data URL")
-    vector: Annotated[list[Finite], Field(min_length=1)] | None = Field(
-        None, description="a query vector of this model"
-    )
     partition: Name | Names | None = Field(None, description="search only here; absent or empty: everywhere")
     k: Annotated[int, Field(ge=1, le=MAX_K)] = 10
-    exclude: Names = Field(default_factory=list, description="item_ids that are left out")
     with_fields: Names = Field(default_factory=list, description="further columns of each hit")
-
-    @property
-    def text(self) -> str:
-        return self.query if self.query and self.query.strip() else ""
+    min_table_version: Annotated[int, Field(ge=0)] = Field(
+        0, description="answer from at least this table version, as a write returned it; 503 if that takes over 2 s"
+    )
 
     @property
     def partitions(self) -> list[str] | None:
@@ -60,17 +54,43 @@ class SearchRequest(Body):
         return [self.partition] if self.partition else None
 
     @model_validator(mode="after")
+    def _somewhere(self) -> Self:
+        if self.partition == []:
+            raise PydanticCustomError(
+                "empty_partition", "partition is an empty list; leave it out to search everywhere"
+            )
+        return self
+
+
+class SearchRequest(Scope):
+    """Exactly one of `vector`, or `query` and/or `image`. An empty query or partition counts as absent."""
+
+    query: Text | None = Field(None, description="what to search for", examples=["noodle soup"])
+    image: str | None = Field(None, description="a JPEG, PNG or WebP picture: base64 or a data URL")
+    vector: Annotated[list[Finite], Field(min_length=1)] | None = Field(
+        None, description="a query vector of this model"
+    )
+    exclude: Names = Field(default_factory=list, description="item_ids that are left out")
+
+    @property
+    def text(self) -> str:
+        return self.query if self.query and self.query.strip() else ""
+
+    @model_validator(mode="after")
     def _one_query(self) -> SearchRequest:
         raw = self.vector is not None
         if raw and (self.text or self.image is not None):
             raise PydanticCustomError("ambiguous_query", "give either vector, or query and/or image")
         if not raw and not self.text and self.image is None:
             raise PydanticCustomError("empty_query", "there is nothing to search for: give query, image or vector")
-        if self.partition == []:
-            raise PydanticCustomError(
-                "empty_partition", "partition is an empty list; leave it out to search everywhere"
-            )
         return self
+
+
+class SimilarRequest(Scope):
+    """Neighbours of what a user saw last, the most recent first."""
+
+    item_ids: Annotated[list[Name], Field(min_length=1, max_length=MAX_HISTORY)]
+    exclude_seen: bool = Field(True, description="whether these items themselves are left out")
 
 
 class Hit(BaseModel):
@@ -82,8 +102,9 @@ class Hit(BaseModel):
 
 
 class IndexKey(BaseModel):
-    """What answered: the model's key, the index generation and the table version that it was built from."""
+    """What answered: the run, its model's key, the index generation, and the table version up to which it knows all."""
 
+    run: str
     model_key: str
     generation: str
     table_version: int
@@ -101,6 +122,10 @@ class SearchResponse(BaseModel):
     hits: list[Hit]
     index: IndexKey
     took_ms: TookMs
+
+
+class SimilarResponse(SearchResponse):
+    unknown: list[str] = Field(description="item_ids that the index does not have")
 
 
 class Model(BaseModel):
