@@ -23,12 +23,16 @@ from sidray.finished import RunFolder
 from sidray.steps import Summary
 
 
-def batch_embed(run: RunFolder, items: str, out: str) -> Summary:
+def batch_embed(run: RunFolder, items: str, out: str, max_bad_fraction: float) -> Summary:
     """Ingests (validates) the table, encodes its items by an actor pool, writes <out>/items.parquet in row order."""
     started = time.time()
     data = run.recipe.data
     settings = DataSettings(
-        source="tables", items=items, text_fields=data.text_fields, max_image_pixels=data.max_image_pixels
+        source="tables",
+        items=items,
+        text_fields=data.text_fields,
+        max_image_pixels=data.max_image_pixels,
+        max_bad_fraction=max_bad_fraction,
     )
     work = storage.join(storage.absolute(out), "catalogue")
     summary = ingest(settings, work, require_clicks=False)

@@ -76,6 +76,7 @@ def embed(
     run: RunArgument,
     items: Annotated[str, typer.Option(help="URI of a contract item table")],
     out: Annotated[str, typer.Option(help="URI of the folder to write")],
+    max_bad_fraction: Annotated[float, typer.Option(min=0, max=1, help="share of bad rows that is tolerated")] = 0.05,
     variant: VariantOption = "",
 ) -> None:
     """Embeds any contract item table through a finished run: item_id, vector, sids, model_key."""
@@ -84,7 +85,7 @@ def embed(
     from sidray.finished import RunFolder
 
     with ray_cluster():
-        summary = batch_embed(RunFolder.open(run, variant), items, out)
+        summary = batch_embed(RunFolder.open(run, variant), items, out, max_bad_fraction)
     typer.echo(f"{summary['items']} items embedded into {summary['out']} in {summary['seconds']:.0f} s")
 
 

@@ -48,6 +48,16 @@ class RunFolder:
         """Of the store: <root>/runs/<run>."""
         return self.uri.rsplit("/", 2)[0]
 
+    @property
+    def name(self) -> str:
+        """Of the run and its variant, among those of one root."""
+        return f"{self.uri.rsplit('/', 1)[1]}-{self.label}"
+
+    @property
+    def model_key(self) -> str:
+        """What vectors of this run carry: they may be compared with vectors of the same key alone."""
+        return f"{self.recipe.name}-{self.steps['embed'].rsplit('-', 1)[1]}"
+
     def manifest(self, role: str) -> dict[str, Any]:
         """UserError when the step is not done."""
         uri = storage.join(self.root, "steps", self.steps[role], "manifest.json")

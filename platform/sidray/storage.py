@@ -63,6 +63,11 @@ def join(uri: str, *parts: str) -> str:
     return "/".join([uri.rstrip("/"), *parts])
 
 
+def relative(uri: str, folder: str) -> str:
+    """The path of a URI below a folder that holds it."""
+    return absolute(uri).removeprefix(absolute(folder)).lstrip("/")
+
+
 def exists(uri: str) -> bool:
     filesystem, path = open_uri(uri)
     return bool(filesystem.get_file_info(path).type != pafs.FileType.NotFound)
@@ -152,6 +157,15 @@ def upload(local: str | Path, uri: str) -> None:
     with write_errors(uri):
         filesystem.create_dir(path if os.path.isdir(local) else os.path.dirname(path), recursive=True)
         pafs.copy_files(str(local), path, pafs.LocalFileSystem(), filesystem)
+
+
+def copy(source: str, target: str) -> None:
+    """Copies a folder from one URI to another."""
+    filesystem, path = open_uri(target)
+    source_filesystem, source_path = open_uri(source)
+    with write_errors(target):
+        filesystem.create_dir(path, recursive=True)
+        pafs.copy_files(source_path, path, source_filesystem, filesystem)
 
 
 def local_copy(uri: str, folder: str | Path) -> Path:

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sidray.errors import UserError
-from sidray.retrieval.item_table import ItemLog, append, changes, create, current, open_version, tombstones
+from sidray.retrieval.item_table import ItemLog, append, create, current, open_version, tombstones
 
 D = 3
 
@@ -48,10 +48,9 @@ def test_any_history_equals_a_dictionary(
     create(uri, [rows(["a", "b", "c"], -1.0)], D)
     writers = {"first": ItemLog(uri), "second": ItemLog(uri)}
     expected = {"a": "-1.0", "b": "-1.0", "c": "-1.0"}
-    history, touched = {1: dict(expected)}, set()
+    history = {1: dict(expected)}
     for step, (delete, ids, writer) in enumerate(operations):
         version = writers[writer].append(tombstones(ids) if delete else table(ids, float(step)))
-        touched |= set(ids)
         for item_id in ids:
             expected.pop(item_id, None)
             if not delete:
@@ -61,14 +60,6 @@ def test_any_history_equals_a_dictionary(
             history[writers[writer].compact()] = dict(expected)
     for version, items in history.items():
         assert state(current(uri, version)) == items
-    delta = changes(uri, since=1)
-    assert set(delta["item_id"].to_pylist()) >= touched
-    replayed = dict(history[1])
-    for row in delta.to_pylist():
-        replayed.pop(row["item_id"], None)
-        if not row["deleted"]:
-            replayed[row["item_id"]] = row["title"]
-    assert replayed == expected
 
 
 def test_a_stream_is_written_without_being_held(tmp_path: Path) -> None:
@@ -106,18 +97,17 @@ def test_seq_rises_when_the_clock_is_set_back(tmp_path: Path, monkeypatch: pytes
 
 
 def test_a_row_that_comes_late_is_no_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The slow writer takes its seq first and commits last: the other's row stays current, for replicas as well."""
+    """The slow writer takes its seq first and commits last: the other's row stays current."""
     uri = str(tmp_path / "t")
     create(uri, [rows(["a", "b"], 1.0)], D)
     slow, fast = ItemLog(uri), ItemLog(uri)
     slow.append(table(["b"], 1.0))
     taken = time.time_ns()
-    since = fast.append(table(["a"], 2.0))
+    fast.append(table(["a"], 2.0))
     monkeypatch.setattr(slow, "_catch_up", lambda: None)
     monkeypatch.setattr("sidray.retrieval.item_table.time.time_ns", lambda: taken)
     slow.append(table(["a", "b"], 3.0))
     assert state(current(uri)) == {"a": "2.0", "b": "3.0"}
-    assert state(changes(uri, since)) == {"b": "3.0"}
 
 
 def test_seq_is_the_time_when_the_clock_is_right(tmp_path: Path) -> None:
@@ -142,7 +132,7 @@ def test_nothing_changed_and_nothing_written(tmp_path: Path) -> None:
     uri = str(tmp_path / "t")
     create(uri, [], D)
     assert ItemLog(uri).append(table([])) == 1
-    assert current(uri).num_rows == changes(uri, since=1).num_rows == 0
+    assert current(uri).num_rows == 0
     assert current(uri).schema.equals(lance.dataset(uri).schema)
 
 

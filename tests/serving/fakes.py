@@ -13,15 +13,16 @@ import numpy as np
 from fastapi import FastAPI
 from PIL import Image
 
+from sidray.serving.auth import Keys
 from sidray.serving.gateway import create_api
-from sidray.serving.messages import Embedded, Found, RecallQuery, Refusal
+from sidray.serving.messages import Embedded, Found, NewItem, RecallQuery, Refusal, SimilarFound, SimilarQuery, Times
 from sidray.serving.schemas import Index, IndexKey, Model
 from sidray.serving.service import Limits, Service
 
 MODEL_KEY = "m-1"
 DIMENSION = 4
 MAX_PIXELS = 10_000
-INDEX = IndexKey(model_key=MODEL_KEY, generation="index-1", table_version=3)
+INDEX = IndexKey(run="m", model_key=MODEL_KEY, generation="index-1", table_version=3)
 HIT = {"item_id": "a1", "score": 0.5, "title": "Soup", "partition": "food", "fields": {"shop": "Noodle bar"}}
 
 
@@ -31,7 +32,11 @@ class FakeBackend:
     def __init__(self) -> None:
         self.embedded: list[tuple[str, bytes | None]] = []
         self.recalled: list[RecallQuery] = []
+        self.liked: list[SimilarQuery] = []
+        self.items: dict[str, NewItem] = {}
+        self.events: list[dict[str, Any]] = []
         self.answer: Found | Refusal = Found([HIT], INDEX)
+        self.written: int | Refusal = 4  # what a write answers
         self.before: Callable[[], Coroutine[Any, Any, None]] | None = None
         self.model_key = MODEL_KEY
 
@@ -39,31 +44,70 @@ class FakeBackend:
         self.embedded.append((query, image))
         if self.before:
             await self.before()
-        return Embedded(np.array([1, 0, 0, 0], np.float32), MODEL_KEY)
+        return Embedded(np.array([1, 0, 0, 0], np.float32), MODEL_KEY, len(query), Times(1.0, 2.0, 3.0))
+
+    async def embed_all(self, inputs: list[tuple[str, bytes | None]]) -> list[Embedded | Refusal]:
+        return [await self.embed(text, image) for text, image in inputs]
 
     async def recall(self, query: RecallQuery) -> Found | Refusal:
         self.recalled.append(query)
         return self.answer
 
+    async def similar(self, query: SimilarQuery) -> SimilarFound | Refusal:
+        self.liked.append(query)
+        return self.answer if isinstance(self.answer, Refusal) else SimilarFound([HIT], INDEX, ["z9"])
+
+    async def item(self, item_id: str) -> tuple[dict[str, Any], int] | Refusal:
+        item = self.items.get(item_id)
+        if item is None:
+            return Refusal(404, "unknown_item", f"no item is called {item_id!r}", "item_id")
+        return {name: getattr(item, name) for name in ("item_id", "title", "partition", "fields")}, 4
+
+    async def thumbnail(self, item_id: str) -> bytes | Refusal:
+        item = self.items.get(item_id)
+        if item is None or item.image is None:
+            return Refusal(404, "no_picture", f"item {item_id!r} has no picture", "item_id")
+        return item.image
+
+    async def put(self, items: list[NewItem]) -> int | Refusal:
+        if self.before:
+            await self.before()
+        self.items |= {item.item_id: item for item in items}
+        return self.written
+
+    async def delete(self, item_id: str) -> int | Refusal:
+        found = self.items.pop(item_id, None)
+        return self.written if found else Refusal(404, "unknown_item", "no such item", "item_id")
+
+    async def append_events(self, rows: list[dict[str, Any]]) -> int | Refusal:
+        self.events += rows
+        return len(rows)
+
     async def model(self) -> Model:
         if self.before:
             await self.before()
-        return Model(id=self.model_key, dimension=DIMENSION, max_query_tokens=16, images=True)
+        return Model(id=self.model_key, run="m", dimension=DIMENSION, max_query_tokens=16, images=True)
 
     async def index(self) -> Index:
-        return Index(**INDEX.model_dump(), dimension=DIMENSION, items=7, partitions=2, fields=["shop"], lag_seconds=0.0)
+        served = {"dimension": DIMENSION, "items": 7, "partitions": 2, "fields": ["shop"]}
+        return Index(**INDEX.model_dump(), **served, delta=0, lag_seconds=0.0)
 
 
 @functools.cache
-def _api(max_in_flight: int) -> FastAPI:
+def _api(max_in_flight: int, keys: Keys) -> FastAPI:
     """Building the routes takes longer than a test."""
-    return create_api(Service(FakeBackend(), Limits(MAX_PIXELS, 1.0)), max_in_flight)
+    return create_api(Service(FakeBackend(), Limits(MAX_PIXELS, 1.0)), max_in_flight, keys)
 
 
-def client_of(backend: FakeBackend, max_in_flight: int = 8, timeout_s: float = 5.0) -> httpx.AsyncClient:
+OPEN = Keys({})
+
+
+def client_of(
+    backend: FakeBackend, max_in_flight: int = 8, timeout_s: float = 5.0, keys: Keys = OPEN
+) -> httpx.AsyncClient:
     """An exception that leaves the application fails the test."""
-    api = _api(max_in_flight)
-    api.state.service = Service(backend, Limits(MAX_PIXELS, timeout_s))
+    api = _api(max_in_flight, keys)
+    api.state.service = Service(backend, Limits(MAX_PIXELS, timeout_s, timeout_s, ("shop",)))
     return httpx.AsyncClient(transport=httpx.ASGITransport(api), base_url="http://test")
 
 

@@ -13,7 +13,7 @@ from sidray.finished import RunFolder
 from sidray.recipe import from_values
 from sidray.retrieval import index, item_table
 
-MODEL_KEY = "tiny-0123"
+MODEL_KEY = "tiny-0123"  # recipe and the key of the embed step
 DIMENSION = 6
 PARTITIONS = ("food", "", "toys")
 STEPS = {

@@ -89,8 +89,9 @@ def test_the_shipped_yaml_is_what_serve_and_the_service_take() -> None:
     defaults = ServiceSettings(run=settings.run)
     assert settings.gateway == defaults.gateway
     assert settings.recall == defaults.recall
+    assert settings.writer == defaults.writer
     changed = {**settings.embedder.model_dump(), "autoscaling": None}  # the one value that it says it changes
     assert EmbedderSettings.model_validate(changed) == defaults.embedder
-    for section in ("gateway", "embedder", "recall"):
+    for section in ("gateway", "embedder", "recall", "writer"):
         every = set(type(getattr(settings, section)).model_fields)
         assert every - set(application.args[section]) <= {"autoscaling", "replicas"}  # of which one is given

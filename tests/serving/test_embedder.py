@@ -35,9 +35,15 @@ class FakeModel:
         self.prompter = SimpleNamespace(tokenizer=lambda text, add_special_tokens: {"input_ids": list(text)})
 
     def queries(self, texts: Sequence[str]) -> Vectors:
-        self.asked.append(list(texts))
+        return self.encoded_queries(self.tokenised_queries(texts))
+
+    def tokenised_queries(self, texts: Sequence[str]) -> list[list[int]]:
+        return [[ord(letter) for letter in text] for text in texts]
+
+    def encoded_queries(self, ids: Sequence[Sequence[int]]) -> Vectors:
+        self.asked.append(["".join(map(chr, own)) for own in ids])
         self.threads.add((threading.current_thread().name, torch.get_num_threads()))
-        return np.array([[np.cos(len(t)), np.sin(len(t)), 0] for t in texts], np.float32)
+        return np.array([[np.cos(len(own)), np.sin(len(own)), 0] for own in ids], np.float32)
 
     def pictures(self, images: Sequence[bytes]) -> Vectors:
         if b"broken" in images:
@@ -121,12 +127,12 @@ async def test_health_fails_when_the_model_thread_hangs(
     embedder = Embedder(run, EmbedderSettings(batch_wait_ms=0))
     gate, inside = threading.Event(), threading.Event()
 
-    def hangs(texts: Sequence[str]) -> Vectors:
+    def hangs(texts: Sequence[Sequence[int]]) -> Vectors:
         inside.set()
         gate.wait(5)
         return np.zeros((len(texts), 3), np.float32)
 
-    monkeypatch.setattr(model, "queries", hangs)
+    monkeypatch.setattr(model, "encoded_queries", hangs)
     monkeypatch.setattr(module, "STALLED_S", 0.0)
     await embedder.check_health()
     waiting = asyncio.create_task(embedder.embed("ab", None))

@@ -17,7 +17,7 @@ from sidray.serving.guard import MAX_BODY_BYTES
 from sidray.serving.messages import Refusal
 from sidray.serving.problems import ApiError, overloaded
 from sidray.serving.schemas import ErrorBody
-from sidray.serving.service import MAX_QUERY_CHARACTERS, unit_vector
+from sidray.serving.service import MAX_TEXT_CHARACTERS, unit_vector
 from tests.serving.fakes import HIT, INDEX, MODEL_KEY, FakeBackend, client_of, in_base64, picture
 
 PNG = in_base64(picture())
@@ -138,7 +138,7 @@ LARGE = in_base64(picture(101, 100))
         ({"image": ""}, 415, "not_an_image", "image"),
         ({"image": DAMAGED}, 415, "not_an_image", "image"),
         ({"image": LARGE}, 413, "too_many_pixels", "image"),
-        ({"query": "x" * (MAX_QUERY_CHARACTERS + 1)}, 413, "query_too_long", "query"),
+        ({"query": "x" * (MAX_TEXT_CHARACTERS + 1)}, 413, "query_too_long", "query"),
         ({}, 422, "empty_query", None),
         ({"query": " \n"}, 422, "empty_query", None),
         ({"vector": [1.0], "query": "soup"}, 422, "ambiguous_query", None),
@@ -317,9 +317,21 @@ async def test_unknown_routes_and_methods_answer_in_json() -> None:
 async def test_openapi_describes_the_routes_and_every_error() -> None:
     async with client_of(FakeBackend()) as client:
         document = (await client.get("/openapi.json")).json()
-    assert set(document["paths"]) == {"/v1/search", "/v1/models", "/v1/index", "/healthz", "/readyz"}
+    assert {path: sorted(routes) for path, routes in document["paths"].items()} == {
+        "/v1/search": ["post"],
+        "/v1/similar": ["post"],
+        "/v1/embeddings": ["post"],
+        "/v1/items": ["put"],
+        "/v1/items/{item_id}": ["delete", "get"],
+        "/v1/items/{item_id}/image": ["get"],
+        "/v1/events": ["post"],
+        "/v1/models": ["get"],
+        "/v1/index": ["get"],
+        "/healthz": ["get"],
+        "/readyz": ["get"],
+    }
     responses = document["paths"]["/v1/search"]["post"]["responses"]
-    assert set(responses) == {"200", "400", "404", "413", "415", "422", "500", "503", "504"}
+    assert set(responses) == {"200", "400", "401", "404", "413", "415", "422", "429", "500", "503", "504"}
     for status, answer in responses.items():
         schema = answer["content"]["application/json"]["schema"]["$ref"].rsplit("/", 1)[1]
         assert schema == ("SearchResponse" if status == "200" else "ErrorBody")

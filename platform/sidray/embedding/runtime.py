@@ -39,7 +39,7 @@ class RunModel:
 
     def __init__(self, run: RunFolder, final: Towers, pretrained: Towers, assigner: Assigner | None) -> None:
         self.recipe = run.recipe
-        self.model_key = f"{run.recipe.name}-{run.steps['embed'].rsplit('-', 1)[1]}"
+        self.model_key = run.model_key
         self.final = final
         self.pretrained = pretrained
         self.assigner = assigner
@@ -64,7 +64,13 @@ class RunModel:
 
     def queries(self, texts: Sequence[str]) -> np.ndarray[Any, np.dtype[np.float32]]:
         """MLP_Q(LLM(q)): [n, dimension]."""
-        ids = self.prompter.queries([self.prompter.query_text(text) for text in texts])
+        return self.encoded_queries(self.tokenised_queries(texts))
+
+    def tokenised_queries(self, texts: Sequence[str]) -> list[list[int]]:
+        return self.prompter.queries([self.prompter.query_text(text) for text in texts])
+
+    def encoded_queries(self, ids: Sequence[Sequence[int]]) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """`ids` as `tokenised_queries` gives them."""
         with torch.inference_mode():
             return _unit(self.final.query(self._encode(self.final, [[s] for s in self._segments(ids)])))
 

@@ -113,6 +113,9 @@ class PartitionedIndex:
     def partitions(self) -> list[str]:
         return self.manifest.partitions
 
+    def has_partition(self, name: str) -> bool:
+        return name in self._ranges
+
     def search(
         self, vectors: npt.NDArray[np.floating], k: int, partitions: Sequence[str] | None = None
     ) -> tuple[Floats, Ints]:
@@ -134,6 +137,12 @@ class PartitionedIndex:
         """item_id, title, partition, sids and the text fields of each row."""
         taken: list[dict[str, Any]] = self._items.take(pa.array(rows, pa.int64())).to_pylist()
         return taken
+
+    def column(self, name: str, rows: Sequence[int] | Ints) -> list[Any]:
+        """One field of each row; None for the row -1."""
+        places = pa.array([row if row >= 0 else None for row in rows], pa.int64())
+        values: list[Any] = self._items[name].take(places).to_pylist()
+        return values
 
     def rows_of(self, item_ids: Sequence[str]) -> Ints:
         """The row of each item, -1 where it is not in the index: int64 [len(item_ids)]."""

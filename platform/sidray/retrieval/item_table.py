@@ -3,7 +3,6 @@
     create(uri, batches, dimension=128, text_columns=["category"])  # streams record batches, memory bounded
     log = ItemLog(uri);  log.append(rows);  log.append(tombstones(["a1"]))  # one writer commits in groups
     current(uri)  # the row of each item with the highest seq, deleted items dropped
-    changes(uri, since=7)  # what was appended after version 7, tombstones included: a replica's delta
 
 Appending needs no lookup and cannot lose an update between two writers, which merge_insert can (architecture, idea 5).
 `seq` is max(last + 1, time_ns()), so it rises even when a clock is set back; of equal seqs the later row counts.
@@ -11,6 +10,7 @@ Appending needs no lookup and cannot lose an update between two writers, which m
 
 from __future__ import annotations
 
+import datetime
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -25,6 +25,8 @@ from sidray import storage
 from sidray.errors import UserError, nearest
 
 Ints = npt.NDArray[np.int64]
+
+POSITION = "position"  # a column that `current` can add
 
 _REQUIRED = ("vector", "model_key")  # of every row that is not a tombstone
 _ROWS_PER_FILE = 262_144
@@ -128,35 +130,55 @@ def open_version(uri: str, version: int | None = None) -> lance.LanceDataset:
 def current(uri: str, version: int | None = None, columns: Sequence[str] | None = None) -> pa.Table:
     """What is searchable at a version: of each item the row with the highest seq, unless that row deletes it.
 
-    In the log's order. `columns` (default: all) keeps memory small: thumbnails are most of the bytes."""
+    In the log's order. `columns` (default: all) keeps memory small: thumbnails are most of the bytes; `position` adds
+    each row's number in the table at that version."""
     dataset = open_version(uri, version)
     fragments = dataset.get_fragments()
-    winners = _winners(_keys(dataset, fragments), keep_deleted=False)
-    return _fetch(dataset, fragments, winners, _columns(dataset, columns))
+    winners = _winners(_keys(dataset, fragments))
+    wanted = [name for name in columns if name != POSITION] if columns is not None else None
+    table = _fetch(dataset, fragments, winners, _columns(dataset, wanted))
+    return table.append_column(POSITION, pa.array(winners)) if columns is not None and POSITION in columns else table
 
 
 def indexed(uri: str, version: int | None = None) -> pa.Table:
-    """`current` with what an index keeps: identity, place, SIDs, vector, and the catalogue's own text columns."""
+    """`current` with what an index keeps: identity, place, SIDs, vector, the catalogue's own text columns, `seq`, and
+    `position`: the row's number in the table at this version, by which its picture is fetched."""
     names = open_version(uri, version).schema.names
     own = [name for name in names if name not in schema(1).names]
-    return current(uri, version, ["item_id", "title", "partition", "sids", *own, "vector", "model_key"])
+    return current(
+        uri, version, ["item_id", "title", "partition", "sids", *own, "seq", POSITION, "vector", "model_key"]
+    )
 
 
-def changes(uri: str, since: int, version: int | None = None, columns: Sequence[str] | None = None) -> pa.Table:
-    """The current rows that were appended after version `since`, tombstones included: applied to current(since), they
-    give current(version).
+def positions_of(uri: str, version: int, positions: Sequence[int], columns: Sequence[str]) -> pa.Table:
+    """The rows with these numbers in the table at this version."""
+    return open_version(uri, version).take(list(positions), columns=list(columns))
 
-    A row that came late, behind one with a higher seq, is no current row. After a compaction rows that were current
-    before come along, which changes nothing."""
-    dataset = open_version(uri, version)
-    known = {fragment.fragment_id for fragment in open_version(uri, since).get_fragments()}
-    new = [fragment for fragment in dataset.get_fragments() if fragment.fragment_id not in known]
-    old = [fragment for fragment in dataset.get_fragments() if fragment.fragment_id in known]
-    added = _keys(dataset, new)
-    least = pc.min(added["seq"]).as_py()
-    rivals = _keys(dataset, old if new else [], pc.field("seq") >= pa.scalar(least, pa.int64()))
-    winners = _winners(pa.concat_tables([rivals, added]), keep_deleted=True) - len(rivals)
-    return _fetch(dataset, new, winners[winners >= 0], _columns(dataset, columns))
+
+def tag(uri: str, name: str, version: int) -> None:
+    """Names a version, which cleaning up then spares; a name that was given before moves here."""
+    tags = open_version(uri).tags
+    if name in tags.list():
+        tags.update(name, version)
+    else:
+        tags.create(name, version)
+
+
+def untag(uri: str, name: str) -> None:
+    tags = open_version(uri).tags
+    if name in tags.list():
+        tags.delete(name)
+
+
+def restore(uri: str, version: int) -> None:
+    """Makes an earlier version the latest: what was appended since is no longer in the table."""
+    dataset: Any = open_version(uri, version)
+    dataset.restore()
+
+
+def clean(uri: str, older_than: datetime.timedelta) -> None:
+    """Removes versions of that age, but for the latest and those that have a tag, and the files that only they use."""
+    open_version(uri).cleanup_old_versions(older_than=older_than, error_if_tagged_old_versions=False)
 
 
 _KEY = ("item_id", "seq", "deleted")
@@ -187,11 +209,11 @@ def _columns(dataset: lance.LanceDataset, columns: Sequence[str] | None) -> list
     return list(columns)
 
 
-def _keys(dataset: lance.LanceDataset, fragments: list[Any], where: pc.Expression | None = None) -> pa.Table:
+def _keys(dataset: lance.LanceDataset, fragments: list[Any]) -> pa.Table:
     """What decides which row of an item is current, in the order of the log."""
     if not fragments:
         return pa.schema([dataset.schema.field(name) for name in _KEY]).empty_table()
-    scanner = dataset.scanner(columns=list(_KEY), fragments=fragments, filter=where, scan_in_order=True)
+    scanner = dataset.scanner(columns=list(_KEY), fragments=fragments, scan_in_order=True)
     return scanner.to_table()
 
 
@@ -207,7 +229,7 @@ def _fetch(dataset: lance.LanceDataset, fragments: list[Any], positions: Ints, c
     return pa.Table.from_batches(kept, schema=pa.schema([dataset.schema.field(name) for name in columns]))
 
 
-def _winners(keys: pa.Table, keep_deleted: bool) -> Ints:
+def _winners(keys: pa.Table) -> Ints:
     """Ascending positions of the row with the highest (seq, position) of each item: [items]."""
     codes = keys["item_id"].combine_chunks().dictionary_encode()
     codes = codes.indices.to_numpy()  # [rows], one number per item
@@ -215,7 +237,7 @@ def _winners(keys: pa.Table, keep_deleted: bool) -> Ints:
     best = np.zeros(int(codes.max(initial=-1)) + 1, np.int64)
     best[codes[order]] = order  # numpy keeps the last of repeated assignments: the highest seq
     deleted = keys["deleted"].to_numpy()
-    return np.sort(best if keep_deleted else best[~deleted[best]])
+    return np.sort(best[~deleted[best]])
 
 
 def _write(

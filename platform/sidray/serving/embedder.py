@@ -1,13 +1,16 @@
-"""The query embedder: texts and pictures to unit vectors, batched across concurrent requests on one model thread.
+"""The embedder: texts, pictures and items to unit vectors, batched across concurrent requests on one model thread.
 
-A plain class; app.py makes it a Serve deployment.
+A plain class; app.py makes it a Serve deployment. Queries, pictures and items wait in queues of their own, each with at
+most one batch in the thread, so that a bulk client cannot starve searches: a search waits for one batch of each.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,12 +19,23 @@ import torch
 from sidray.embedding.runtime import RunModel
 from sidray.finished import RunFolder
 from sidray.serving.batcher import Batcher
-from sidray.serving.messages import Embedded, Refusal, Vector
+from sidray.serving.messages import Embedded, EncodedItems, NewItem, Refusal, Times, Vector
 from sidray.serving.schemas import Model
 from sidray.serving.settings import EmbedderSettings
 
 MAX_INPUT_TOKENS = 8192
 STALLED_S = 120.0
+
+
+@dataclass(frozen=True)
+class _Computed:
+    """A row of a batch; `started` on the monotonic clock, the times in seconds."""
+
+    vector: Vector
+    tokens: int
+    started: float
+    tokenise_s: float
+    infer_s: float
 
 
 class Embedder:
@@ -32,34 +46,39 @@ class Embedder:
         executor = ThreadPoolExecutor(1, "model", torch.set_num_threads, (settings.threads,))
         self._model = executor.submit(RunModel.load, run).result()
         executor.submit(self._model.queries, ["warm-up"]).result()
+        self._run = run.name
         self._images = "image-weights" in run.steps
         self._max_query_tokens = run.recipe.model.text.max_query_tokens
         wait_s = settings.batch_wait_ms / 1000
-        self._texts: Batcher[str, Vector | Refusal] = Batcher(self._encode, executor, settings.batch_tokens, wait_s)
-        self._pictures: Batcher[bytes, Vector | Refusal] = Batcher(
+        self._texts: Batcher[str, _Computed | Refusal] = Batcher(self._read, executor, settings.batch_tokens, wait_s)
+        self._bulk: Batcher[str, _Computed | Refusal] = Batcher(
+            self._read, executor, settings.batch_tokens // 4, wait_s
+        )
+        self._pictures: Batcher[bytes, _Computed | Refusal] = Batcher(
             self._look, executor, settings.batch_pictures, wait_s
+        )
+        self._items: Batcher[NewItem, tuple[Vector, list[int]]] = Batcher(
+            self._encode, executor, settings.batch_items, wait_s
         )
 
     async def embed(self, query: str, image: bytes | None) -> Embedded | Refusal:
         """A query (unless ""), a picture (unless None), or the direction of their sum. `image` was checked."""
-        if image is not None and not self._images:
-            return Refusal(422, "no_image_model", "this run was trained without pictures; search by text", "image")
-        parts: list[Coroutine[Any, Any, Vector | Refusal]] = []
-        if query:
-            parts.append(self._texts.submit(query, self._cost(query)))
-        if image is not None:
-            parts.append(self._pictures.submit(image))
-        total = np.zeros(self._model.dimension, np.float32)
-        for answer in await asyncio.gather(*parts):
-            if isinstance(answer, Refusal):
-                return answer
-            total += answer
-        vector = np.asarray(total / max(float(np.linalg.norm(total)), 1e-12), np.float32)
-        return Embedded(vector, self._model.model_key)
+        return await self._embed(self._texts, query, image)
+
+    async def embed_all(self, inputs: list[tuple[str, bytes | None]]) -> list[Embedded | Refusal]:
+        """Each as `embed` would, behind the searches."""
+        return list(await asyncio.gather(*(self._embed(self._bulk, text, image) for text, image in inputs)))
+
+    async def encode_items(self, items: list[NewItem]) -> EncodedItems:
+        """Vectors and SIDs of new or changed items, each as if it were alone."""
+        answers = await asyncio.gather(*(self._items.submit(item) for item in items))
+        vectors = np.stack([vector for vector, _ in answers])
+        return EncodedItems(vectors, [sids for _, sids in answers], self._model.model_key)
 
     async def describe(self) -> Model:
         return Model(
             id=self._model.model_key,
+            run=self._run,
             dimension=self._model.dimension,
             max_query_tokens=self._max_query_tokens,
             images=self._images,
@@ -67,22 +86,54 @@ class Embedder:
 
     async def check_health(self) -> None:
         """Serve replaces a replica whose model thread hangs."""
-        busy_s = max(self._texts.busy_s, self._pictures.busy_s)
+        batchers: list[Batcher[Any, Any]] = [self._texts, self._bulk, self._pictures, self._items]
+        busy_s = max(batcher.busy_s for batcher in batchers)
         if busy_s > STALLED_S:
             raise RuntimeError(f"the model has been busy with one batch for {busy_s:.0f} s")
+
+    async def _embed(
+        self, texts: Batcher[str, _Computed | Refusal], query: str, image: bytes | None
+    ) -> Embedded | Refusal:
+        if image is not None and not self._images:
+            return Refusal(422, "no_image_model", "this run was trained without pictures; search by text", "image")
+        submitted = time.monotonic()
+        parts: list[Coroutine[Any, Any, _Computed | Refusal]] = []
+        if query:
+            parts.append(texts.submit(query, self._cost(query)))
+        if image is not None:
+            parts.append(self._pictures.submit(image))
+        total, done = np.zeros(self._model.dimension, np.float32), []
+        for answer in await asyncio.gather(*parts):
+            if isinstance(answer, Refusal):
+                return answer
+            total += answer.vector
+            done.append(answer)
+        vector = np.asarray(total / max(float(np.linalg.norm(total)), 1e-12), np.float32)
+        return Embedded(vector, self._model.model_key, sum(part.tokens for part in done), _times(submitted, done))
 
     def _cost(self, query: str) -> int:
         """Tokens, estimated from above by bytes: a longer query is cut."""
         return min(len(query.encode()), self._max_query_tokens)
 
-    def _encode(self, texts: list[str]) -> list[Vector | Refusal]:
+    def _read(self, texts: list[str]) -> list[_Computed | Refusal]:
+        started = time.monotonic()
         refusals = [self._too_long(text) for text in texts]
         kept = [text for text, refusal in zip(texts, refusals, strict=True) if refusal is None]
-        vectors = iter(self._model.queries(kept) if kept else [])
-        return [next(vectors) if refusal is None else refusal for refusal in refusals]
+        ids = self._model.tokenised_queries(kept)
+        tokenised = time.monotonic()
+        vectors: Any = self._model.encoded_queries(ids) if ids else []
+        times = (started, tokenised - started, time.monotonic() - tokenised)
+        computed = iter([_Computed(vector, len(own) + 1, *times) for vector, own in zip(vectors, ids, strict=True)])
+        return [next(computed) if refusal is None else refusal for refusal in refusals]
 
-    def _look(self, images: list[bytes]) -> list[Vector | Refusal]:
-        return list(self._model.pictures(images))
+    def _look(self, images: list[bytes]) -> list[_Computed | Refusal]:
+        started = time.monotonic()
+        vectors = self._model.pictures(images)
+        return [_Computed(vector, 0, started, 0.0, time.monotonic() - started) for vector in vectors]
+
+    def _encode(self, items: list[NewItem]) -> list[tuple[Vector, list[int]]]:
+        encoded = self._model.items([{**item.fields, "title": item.title, "image": item.image} for item in items])
+        return list(zip(encoded.vectors, encoded.sids, strict=True))
 
     def _too_long(self, text: str) -> Refusal | None:
         """A token has at least one byte, so that only long texts are counted."""
@@ -93,3 +144,10 @@ class Embedder:
             return None
         message = f"the query has {count:,} tokens, more than {MAX_INPUT_TOKENS:,}"
         return Refusal(413, "query_too_long", message, "query")
+
+
+def _times(submitted: float, parts: list[_Computed]) -> Times:
+    """Of a query and its picture, which wait side by side and are computed one after the other."""
+    queue = min(part.started for part in parts) - submitted
+    tokenise, infer = sum(part.tokenise_s for part in parts), sum(part.infer_s for part in parts)
+    return Times(round(1000 * queue, 3), round(1000 * tokenise, 3), round(1000 * infer, 3))

@@ -6,32 +6,44 @@ Serve's own refusals are plain text and would pass by the API's error format, so
 from __future__ import annotations
 
 import logging
+import re
+import uuid
 
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from sidray.serving.auth import Keys
 from sidray.serving.messages import Refusal
 from sidray.serving.problems import ApiError, overloaded, response
 
 MAX_BODY_BYTES = 32 * 2**20
+_PROTECTED = ("/v1/", "/metrics")
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _LOGGER = logging.getLogger("ray.serve")
 _TOO_LARGE = Refusal(413, "body_too_large", f"the body is larger than {MAX_BODY_BYTES:,} bytes")
 _UNEXPECTED = Refusal(500, "internal_error", "an unexpected error; the service's log has its cause")
 
 
 class Guard:
-    """ASGI middleware. Requests below /v1 count; probes always pass."""
+    """ASGI middleware. Requests below /v1 count and need a key; probes and the page always pass."""
 
-    def __init__(self, app: ASGIApp, max_in_flight: int) -> None:
+    def __init__(self, app: ASGIApp, max_in_flight: int, keys: Keys) -> None:
         self.app = app
         self.max_in_flight = max_in_flight
+        self.keys = keys
         self.in_flight = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or not scope["path"].startswith("/v1/"):
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        send = _with_request_id(scope, send)
+        if not scope["path"].startswith(_PROTECTED):
             await self._guarded(scope, receive, send)
         elif self.in_flight >= self.max_in_flight:
             await response(overloaded())(scope, receive, send)
+        elif refusal := self.keys.refusal(Headers(scope=scope).get("authorization", "")):
+            await response(refusal)(scope, receive, send)
         else:
             self.in_flight += 1
             try:
@@ -48,15 +60,28 @@ class Guard:
             await send(message)
 
         try:
-            if scope["type"] == "http" and _declared(scope) > MAX_BODY_BYTES:
+            if _declared(scope) > MAX_BODY_BYTES:
                 await response(_TOO_LARGE)(scope, receive, send)
             else:
                 await self.app(scope, _limited(receive), tracked)
         except Exception:
-            if started or scope["type"] != "http":
+            if started:
                 raise
-            _LOGGER.exception("unexpected error in %s %s", scope["method"], scope["path"])
+            _LOGGER.exception("unexpected error in %s %s", scope["method"], scope["path"][:200])
             await response(_UNEXPECTED)(scope, receive, send)
+
+
+def _with_request_id(scope: Scope, send: Send) -> Send:
+    """Answers carry the client's X-Request-Id, or one of their own."""
+    given = Headers(scope=scope).get("x-request-id", "")
+    request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+
+    async def named(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            MutableHeaders(scope=message)["X-Request-Id"] = request_id
+        await send(message)
+
+    return named
 
 
 def _declared(scope: Scope) -> int:

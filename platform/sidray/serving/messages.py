@@ -24,11 +24,21 @@ class Refusal:
 
 
 @dataclass(frozen=True)
+class Times:
+    queue: float = 0.0
+    tokenise: float = 0.0
+    infer: float = 0.0
+
+
+@dataclass(frozen=True)
 class Embedded:
-    """A query vector [dimension] of unit length and the model that made it."""
+    """A query vector [dimension] of unit length and the model that made it. `tokens`: that the model read;
+    `times`: milliseconds in the queue, of tokenising and of the model, the latter two of the whole batch."""
 
     vector: Vector
     model_key: str
+    tokens: int
+    times: Times
 
 
 @dataclass(frozen=True)
@@ -41,6 +51,19 @@ class RecallQuery:
     partitions: list[str] | None
     exclude: list[str]
     fields: list[str]
+    min_table_version: int = 0
+
+
+@dataclass(frozen=True)
+class SimilarQuery:
+    """`partitions` None: everywhere."""
+
+    item_ids: list[str]
+    k: int
+    partitions: list[str] | None
+    exclude_seen: bool
+    fields: list[str]
+    min_table_version: int = 0
 
 
 @dataclass(frozen=True)
@@ -49,3 +72,28 @@ class Found:
 
     hits: list[dict[str, Any]]
     index: IndexKey
+
+
+@dataclass(frozen=True)
+class SimilarFound(Found):
+    unknown: list[str]
+
+
+@dataclass(frozen=True)
+class NewItem:
+    """An item to write, its picture checked; `fields`: the text fields of the run that it has."""
+
+    item_id: str
+    title: str
+    partition: str
+    image: bytes | None
+    fields: dict[str, str | None]
+
+
+@dataclass(frozen=True)
+class EncodedItems:
+    """vectors [n, d] of unit length, and each item's SID tokens ([] in a run without SIDs)."""
+
+    vectors: npt.NDArray[np.float32]
+    sids: list[list[int]]
+    model_key: str

@@ -17,7 +17,18 @@ from sidray.serving.messages import Refusal
 from sidray.serving.schemas import Error, ErrorBody
 
 RETRY_AFTER_S = 1
-_TYPES = {404: "not_found_error", 503: "overloaded_error", 504: "timeout_error"}
+_TYPES = {
+    401: "authentication_error",
+    429: "rate_limit_error",
+    404: "not_found_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+_HEADERS = {
+    401: {"WWW-Authenticate": "Bearer"},
+    429: {"Retry-After": str(RETRY_AFTER_S)},
+    503: {"Retry-After": str(RETRY_AFTER_S)},
+}
 _MALFORMED = {"json_invalid", "missing"}  # beside every wrong type
 _MESSAGES = {"extra_forbidden": "unknown field", "missing": "the body is missing or lacks this field"}
 
@@ -35,11 +46,12 @@ def overloaded(message: str = "the service is busy; try again") -> Refusal:
 
 
 def response(refusal: Refusal, headers: dict[str, str] | None = None) -> Response:
-    """A 503 says when to come back."""
+    """A 429 and a 503 say when to come back, a 401 how to come in."""
     kind = _TYPES.get(refusal.status, "server_error" if refusal.status >= 500 else "invalid_request_error")
     error = Error(type=kind, code=refusal.code, message=refusal.message, param=refusal.param)
-    retry = {"Retry-After": str(RETRY_AFTER_S)} if refusal.status == 503 else {}
-    return JSONResponse(ErrorBody(error=error).model_dump(), refusal.status, {**(headers or {}), **retry})
+    return JSONResponse(
+        ErrorBody(error=error).model_dump(), refusal.status, (headers or {}) | _HEADERS.get(refusal.status, {})
+    )
 
 
 def install(api: FastAPI) -> None:

@@ -1,4 +1,4 @@
-"""Recall: the nearest items of a vector in a run's index, within partitions and without excluded items.
+"""Recall: the nearest items of a vector in a live collection, within partitions and without excluded items.
 
 A plain class; app.py makes it a Serve deployment. Replicas on a node share the index's pages: it is memory-mapped.
 """
@@ -7,95 +7,148 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
-import numpy as np
-
-from sidray import storage
 from sidray.errors import nearest
 from sidray.finished import RunFolder
-from sidray.retrieval import item_table
-from sidray.retrieval.index import PartitionedIndex
-from sidray.serving.messages import Found, RecallQuery, Refusal
-from sidray.serving.schemas import Index, IndexKey
+from sidray.retrieval.collection import Collection
+from sidray.serving.follower import Follower
+from sidray.serving.messages import Found, RecallQuery, Refusal, SimilarFound, SimilarQuery
+from sidray.serving.schemas import Index
 from sidray.serving.settings import RecallSettings
+from sidray.serving.view import HIT, View
 
-_OF_EVERY_HIT = ("item_id", "title", "partition")
+T = TypeVar("T")
 _HINTS = 1000  # partitions among which the nearest name is looked for: it takes their number in time
+_WAIT_S = 2.0  # for min_table_version
+_LOOK_S = 0.01
 
 
 class Recall:
-    """Holds one generation: the run's index step."""
+    """Serves the newest state that it knows of; each answer comes from one state and names it."""
 
     def __init__(self, run: RunFolder, settings: RecallSettings) -> None:
-        self._index = PartitionedIndex.load(run.output("index"), threads=1)
-        self._table = storage.join(run.output("table"), "items.lance")
-        self._text_fields = list(run.recipe.data.text_fields)
-        self._partitions = frozenset(self._index.partitions)
-        manifest = self._index.manifest
-        self._key = IndexKey(
-            model_key=manifest.model_key, generation=run.steps["index"], table_version=manifest.table_version
-        )
+        self._follower = Follower(Collection.of(run), run.name, settings.poll_ms / 1000)
+        self._fields = [*run.recipe.data.text_fields, "sids"]
         self._searchers = ThreadPoolExecutor(settings.threads, "search")
 
     async def search(self, query: RecallQuery) -> Found | Refusal:
-        """Exact search. Refuses an unknown partition or field, another dimension, and another model's vector."""
-        if refusal := self._refusal(query):
+        """Refuses an unknown partition or field, another dimension, another model's vector, and a table version that
+        does not come."""
+        view = await self._view(query.min_table_version)
+        if isinstance(view, Refusal):
+            return view
+        if refusal := self._refusal(view, query):
             return refusal
-        return await asyncio.get_running_loop().run_in_executor(self._searchers, self._search, query)
+        return await self._run(_search, view, query)
+
+    async def similar(self, query: SimilarQuery) -> SimilarFound | Refusal:
+        """Searches from each item of a history, merged. Refuses as `search`, and 404 when all items are unknown."""
+        view = await self._view(query.min_table_version)
+        if isinstance(view, Refusal):
+            return view
+        if refusal := _misnamed(view, query, self._fields):
+            return refusal
+        return await self._run(_similar, view, query)
+
+    async def item(self, item_id: str) -> tuple[dict[str, Any], int] | Refusal:
+        """Its metadata and the table version that they are of."""
+        view = self._follower.view
+        item = await self._run(View.item, view, item_id)
+        if item is None:
+            return _unknown_item(item_id)
+        fields = {name: item[name] for name in self._fields}
+        return {**{name: item[name] for name in HIT}, "fields": fields}, view.table_version
+
+    async def thumbnail(self, item_id: str) -> bytes | Refusal:
+        """The picture of an item. Refuses an unknown item and one without a picture."""
+        view = self._follower.view
+        if await self._run(View.item, view, item_id) is None:
+            return _unknown_item(item_id)
+        picture = await self._run(View.thumbnail, view, item_id)
+        return picture or Refusal(404, "no_picture", f"item {item_id!r} has no picture", "item_id")
 
     async def describe(self) -> Index:
-        manifest = self._index.manifest
-        lag_s = await asyncio.get_running_loop().run_in_executor(self._searchers, self._lag_s)
+        view = self._follower.view
         return Index(
-            **self._key.model_dump(),
-            dimension=manifest.dimension,
-            items=manifest.count,
-            partitions=len(manifest.partitions),
+            **view.key.model_dump(),
+            dimension=view.index.manifest.dimension,
+            items=view.count,
+            partitions=len(view.partition_names()),
             fields=self._fields,
-            lag_seconds=lag_s,
+            delta=len(view.delta),
+            lag_seconds=round(self._follower.lag_s, 3),
         )
 
-    @property
-    def _fields(self) -> list[str]:
-        return [*self._text_fields, "sids"]
+    async def _run(self, work: Callable[..., T], *args: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._searchers, work, *args)
 
-    def _refusal(self, query: RecallQuery) -> Refusal | None:
-        if query.model_key and query.model_key != self._key.model_key:
-            message = f"the vector is of model {query.model_key}, the index of {self._key.model_key}; try again"
+    async def _view(self, min_table_version: int) -> View | Refusal:
+        """The newest view, of at least this table version."""
+        until = time.monotonic() + _WAIT_S
+        while self._follower.view.table_version < min_table_version:
+            if time.monotonic() > until:
+                message = f"table version {min_table_version} has not arrived; try again"
+                return Refusal(503, "version_not_reached", message, "min_table_version")
+            self._follower.poke()
+            await asyncio.sleep(_LOOK_S)
+        return self._follower.view
+
+    def _refusal(self, view: View, query: RecallQuery) -> Refusal | None:
+        key, dimension = view.key.model_key, view.index.manifest.dimension
+        if query.model_key and query.model_key != key:
+            message = f"the vector is of model {query.model_key}, the index of {key}; try again"
             return Refusal(503, "model_changed", message)
-        if query.vector.shape != (self._index.manifest.dimension,):
-            message = f"vector has {query.vector.size} values, the index has dimension {self._index.manifest.dimension}"
+        if query.vector.shape != (dimension,):
+            message = f"vector has {query.vector.size} values, the index has dimension {dimension}"
             return Refusal(422, "wrong_dimension", message, "vector")
-        for name in query.partitions or ():
-            if name not in self._partitions:
-                hint = nearest(name, self._partitions) if len(self._partitions) <= _HINTS else ""
-                message = f"no partition is called {name!r}{hint}"
-                return Refusal(404, "unknown_partition", message, "partition")
-        for name in query.fields:
-            if name not in self._fields:
-                message = f"no field is called {name!r}{nearest(name, self._fields)}; fields: {', '.join(self._fields)}"
-                return Refusal(422, "unknown_field", message, "with_fields")
-        return None
+        return _misnamed(view, query, self._fields)
 
-    def _search(self, query: RecallQuery) -> Found:
-        excluded = self._index.rows_of(query.exclude)
-        excluded = np.unique(excluded[excluded >= 0])
-        scores, rows = self._index.search(query.vector[None], query.k + len(excluded), query.partitions)
-        kept = (rows[0] >= 0) & ~np.isin(rows[0], excluded)
-        best = rows[0][kept][: query.k]
-        hits = [
-            {name: item[name] for name in _OF_EVERY_HIT}
-            | {"score": float(score), "fields": {name: item[name] for name in query.fields}}
-            for item, score in zip(self._index.fields(best), scores[0][kept], strict=False)
-        ]
-        return Found(hits, self._key)
 
-    def _lag_s(self) -> float:
-        """Seconds since the first table version that this index lacks."""
-        table: Any = item_table.open_version(self._table)
-        newer = [
-            each["timestamp"].timestamp() for each in table.versions() if each["version"] > self._key.table_version
-        ]
-        return max(0.0, time.time() - min(newer)) if newer else 0.0
+def _search(view: View, query: RecallQuery) -> Found:
+    found = view.search(query.vector, query.k, query.partitions, query.exclude)
+    return Found([_hit(item, query.fields) for item in found], view.key)
+
+
+def _similar(view: View, query: SimilarQuery) -> SimilarFound | Refusal:
+    """Of an item that several searches find, the best score counts; the scores are cosines all alike."""
+    vectors = {item_id: view.vector_of(item_id) for item_id in query.item_ids}
+    unknown = [item_id for item_id, vector in vectors.items() if vector is None]
+    if len(unknown) == len(vectors):
+        return (
+            _unknown_item(unknown[0])
+            if len(unknown) == 1
+            else Refusal(404, "unknown_items", f"none of the {len(unknown)} items is known", "item_ids")
+        )
+    seen = query.item_ids if query.exclude_seen else []
+    best: dict[str, dict[str, Any]] = {}
+    for vector in vectors.values():
+        for item in view.search(vector, query.k, query.partitions, seen) if vector is not None else []:
+            known = best.get(item["item_id"])
+            if known is None or item["score"] > known["score"]:
+                best[item["item_id"]] = item
+    ranked = sorted(best.values(), key=lambda item: -item["score"])[: query.k]
+    return SimilarFound([_hit(item, query.fields) for item in ranked], view.key, unknown)
+
+
+def _hit(item: dict[str, Any], fields: Sequence[str]) -> dict[str, Any]:
+    return {**{name: item[name] for name in (*HIT, "score")}, "fields": {name: item[name] for name in fields}}
+
+
+def _misnamed(view: View, query: RecallQuery | SimilarQuery, fields: Sequence[str]) -> Refusal | None:
+    for name in query.partitions or ():
+        if not view.has_partition(name):
+            names = view.partition_names()
+            hint = nearest(name, names) if len(names) <= _HINTS else ""
+            return Refusal(404, "unknown_partition", f"no partition is called {name!r}{hint}", "partition")
+    for name in query.fields:
+        if name not in fields:
+            message = f"no field is called {name!r}{nearest(name, fields)}; fields: {', '.join(fields)}"
+            return Refusal(422, "unknown_field", message, "with_fields")
+    return None
+
+
+def _unknown_item(item_id: str) -> Refusal:
+    return Refusal(404, "unknown_item", f"no item is called {item_id[:80]!r}", "item_id")

@@ -132,6 +132,7 @@ class Model(BaseModel):
     """A served model, in the shape of OpenAI's list. Longer queries are cut to `max_query_tokens`."""
 
     id: str
+    run: str
     object: Literal["model"] = "model"
     owned_by: Literal["sidray"] = "sidray"
     dimension: int
@@ -145,12 +146,14 @@ class ModelList(BaseModel):
 
 
 class Index(IndexKey):
-    """`lag_seconds`: for how long the table has had rows that this index lacks; `fields`: what with_fields may name."""
+    """`fields`: what with_fields may name; `delta`: items written since the generation was built; `lag_seconds`: the
+    age of what the answering replica knows of the table."""
 
     dimension: int
     items: int
     partitions: int
     fields: list[str]
+    delta: int
     lag_seconds: float
 
 

@@ -28,13 +28,18 @@ class Autoscaling(Settings):
         return self
 
 
-class DeploymentSettings(Settings):
-    """`replicas`, or `autoscaling` in their place. A replica works on `max_ongoing` requests at once."""
+class ReplicaSettings(Settings):
+    """A replica works on `max_ongoing` requests at once."""
+
+    cpus: Annotated[float, Field(ge=0)] = 0.5
+    max_ongoing: Count = 64
+
+
+class DeploymentSettings(ReplicaSettings):
+    """`replicas`, or `autoscaling` in their place."""
 
     replicas: Count = 1
     autoscaling: Autoscaling | None = None
-    cpus: Annotated[float, Field(ge=0)] = 0.5
-    max_ongoing: Count = 64
 
     @model_validator(mode="after")
     def _scales(self) -> DeploymentSettings:
@@ -47,8 +52,9 @@ class DeploymentSettings(Settings):
 
 
 class EmbedderSettings(DeploymentSettings):
-    """A batch holds `batch_tokens` padded tokens or `batch_pictures` pictures; an idle model waits `batch_wait_ms` for
-    company. `threads` are torch's. In each gateway replica `max_queued` requests wait; the next is answered 503."""
+    """A batch holds `batch_tokens` padded tokens, `batch_pictures` pictures or `batch_items` items; an idle model waits
+    `batch_wait_ms` for company. `threads` are torch's. In each gateway replica `max_queued` requests wait; the next is
+    answered 503."""
 
     cpus: Annotated[float, Field(ge=0)] = 1.0
     gpus: Annotated[float, Field(ge=0)] = 0.0
@@ -56,22 +62,39 @@ class EmbedderSettings(DeploymentSettings):
     threads: Count = 1
     batch_tokens: Count = 4096
     batch_pictures: Count = 16
+    batch_items: Count = 16
     batch_wait_ms: Annotated[float, Field(ge=0)] = 2.0
 
 
 class RecallSettings(DeploymentSettings):
-    """`threads` searches run at once in a replica, each on one core. `max_queued` as in the embedder."""
+    """`threads` searches run at once in a replica, each on one core. `max_queued` as in the embedder. Each replica
+    looks for new items and generations every `poll_ms`."""
 
     threads: Count = 1
     max_queued: Count = 256
+    poll_ms: Annotated[float, Field(ge=10)] = 250.0
+
+
+class WriterSettings(ReplicaSettings):
+    """There is one replica. Writes that come within `commit_ms` share a commit. A new generation is built when
+    `fold_rows` were written, or some and the last one is `fold_s` old."""
+
+    max_queued: Count = 256
+    commit_ms: Annotated[float, Field(ge=0, le=100)] = 20.0
+    fold_rows: Count = 20_000
+    fold_s: Annotated[float, Field(gt=0)] = 600.0
 
 
 class GatewaySettings(DeploymentSettings):
     """A replica answers `max_ongoing` requests at once and refuses the next with 503; `timeout_s` is each one's
-    deadline (504)."""
+    deadline (504), `write_timeout_s` that of writes and embeddings. `keys`: URI of a file of API keys, "": none are
+    asked for; each key may send `requests_per_s` to a replica, 0: any number."""
 
     max_ongoing: Count = 128
     timeout_s: Annotated[float, Field(gt=0)] = 10.0
+    write_timeout_s: Annotated[float, Field(gt=0)] = 60.0
+    keys: str = ""
+    requests_per_s: Annotated[float, Field(ge=0)] = 0.0
 
 
 class ServiceSettings(Settings):
@@ -82,3 +105,4 @@ class ServiceSettings(Settings):
     gateway: GatewaySettings = GatewaySettings()
     embedder: EmbedderSettings = EmbedderSettings()
     recall: RecallSettings = RecallSettings()
+    writer: WriterSettings = WriterSettings()

@@ -1,0 +1,143 @@
+"""What a service serves and changes: a live item table, its index generations, and a pointer to the current one.
+
+    collection = Collection.of(run)      # <root>/collections/<run>-<variant>, made from the run on first use
+    collection.pointer()                 # generation, where its index lies, the table version that it was built from
+    collection.fold()                    # a new generation of all that was written (a job; one at a time)
+    collection.rollback("...")           # table and index as they were at an earlier generation
+
+The run's own steps stay as they are: the table is copied, the first generation is the run's index. Generations are
+tagged in the table, so that cleaning up spares their versions. Files: items.lance, generations/<name>/, events/,
+current.json (the pointer, replaced whole).
+"""
+
+from __future__ import annotations
+
+import datetime
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from sidray import storage
+from sidray.errors import UserError, nearest
+from sidray.finished import RunFolder
+from sidray.lease import Lease
+from sidray.retrieval import index as index_module
+from sidray.retrieval import item_table
+
+KEEP = 5  # generations to which a rollback is possible
+KEEP_VERSIONS_FOR = datetime.timedelta(hours=1)  # of the table, beside the tagged ones: readers may be in them
+
+
+@dataclass(frozen=True)
+class Generation:
+    """`index`: its folder, relative to the root of the runs."""
+
+    name: str
+    index: str
+    table_version: int
+
+
+@dataclass(frozen=True)
+class Pointer:
+    """`epoch` counts rollbacks: in a new one the table has lost rows, and everybody reads it anew. While `settled` is
+    false a rollback is on its way and nothing may be written. `generations`: the oldest first, the current one last."""
+
+    epoch: int
+    settled: bool
+    generations: tuple[Generation, ...]
+
+    @property
+    def current(self) -> Generation:
+        return self.generations[-1]
+
+
+class Collection:
+    def __init__(self, root: str, name: str, model_key: str) -> None:
+        self.root = root
+        self.uri = storage.join(root, "collections", name)
+        self.name = name
+        self.model_key = model_key
+        self.table = storage.join(self.uri, "items.lance")
+        self.events = storage.join(self.uri, "events")
+        self._pointer = storage.join(self.uri, "current.json")
+
+    @classmethod
+    def of(cls, run: RunFolder) -> Collection:
+        """The collection of a finished run; the first call makes it."""
+        collection = cls(run.root, run.name, run.model_key)
+        if not storage.exists(collection._pointer):
+            with Lease(collection.uri):
+                collection._create(run)
+        return collection
+
+    def _create(self, run: RunFolder) -> None:
+        storage.delete(self.table)  # half a copy of an earlier attempt
+        storage.copy(storage.join(run.output("table"), "items.lance"), self.table)
+        folder = storage.relative(run.output("index"), self.root)
+        version = int(item_table.open_version(self.table).version)
+        self._point(Pointer(0, True, (Generation(run.steps["index"], folder, version),)))
+        item_table.tag(self.table, run.steps["index"], version)
+
+    def pointer(self) -> Pointer:
+        """Raises OSError when the storage does not answer."""
+        values: dict[str, Any] = storage.read_json(self._pointer)
+        generations = tuple(Generation(**each) for each in values.pop("generations"))
+        return Pointer(**values, generations=generations)
+
+    def index_folder(self, generation: Generation) -> str:
+        return storage.join(self.root, generation.index)
+
+    def fold(self) -> Generation:
+        """Compacts the table and builds a generation of its latest version. Keeps the last KEEP ones.
+
+        Raises UserError when another process folds or rolls back."""
+        with Lease(self.uri):
+            pointer = self.pointer()
+            if not pointer.settled:
+                raise UserError(f"a rollback of {self.uri} was interrupted", "run it again: sidray rollback RUN")
+            if int(item_table.open_version(self.table).version) == pointer.current.table_version:
+                return pointer.current
+            generation = self._build(item_table.ItemLog(self.table).compact())
+            generations = (*pointer.generations, generation)
+            self._point(Pointer(pointer.epoch, True, generations[-KEEP:]))
+            self._prune(generations[:-KEEP])
+            return generation
+
+    def _build(self, version: int) -> Generation:
+        name = f"generation-{version}"
+        folder = storage.join(self.uri, "generations", name)
+        item_table.tag(self.table, name, version)
+        index_module.build(item_table.indexed(self.table, version), folder, version, self.model_key)
+        return Generation(name, storage.relative(folder, self.root), version)
+
+    def rollback(self, name: str = "") -> Generation:
+        """Table and index as they were at a generation ("": the one before the current); what was written since is
+        gone from both. Raises UserError for an unknown generation."""
+        with Lease(self.uri):
+            pointer = self.pointer()
+            kept = _until(pointer.generations, name)
+            self._point(Pointer(pointer.epoch, False, pointer.generations))
+            item_table.restore(self.table, kept[-1].table_version)
+            self._point(Pointer(pointer.epoch + 1, True, kept))
+            self._prune(pointer.generations[len(kept) :])
+            return kept[-1]
+
+    def _prune(self, generations: tuple[Generation, ...]) -> None:
+        """The first generation's index belongs to the run and stays."""
+        for generation in generations:
+            item_table.untag(self.table, generation.name)
+            if generation.index.startswith("collections/"):
+                storage.delete(self.index_folder(generation))
+        item_table.clean(self.table, KEEP_VERSIONS_FOR)
+
+    def _point(self, pointer: Pointer) -> None:
+        storage.write_json(self._pointer, asdict(pointer))
+
+
+def _until(generations: tuple[Generation, ...], name: str) -> tuple[Generation, ...]:
+    names = [generation.name for generation in generations]
+    if not name and len(names) == 1:
+        raise UserError("there is no generation before the current one", f"it has {names[0]} alone")
+    wanted = name or names[-2]
+    if wanted not in names:
+        raise UserError(f"there is no generation {wanted!r}{nearest(wanted, names)}", f"it has {', '.join(names)}")
+    return generations[: names.index(wanted) + 1]

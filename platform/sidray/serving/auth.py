@@ -1,0 +1,104 @@
+"""API keys: kept as hashes, compared in constant time, limited in their rate. A key itself is never stored or logged.
+
+    key, line = new_key("team-search")       # the key for the client, once; the line for the file of keys
+    keys = Keys.load("s3://bucket/keys.txt", requests_per_s=100);  keys.refusal("Bearer ...")   # None: welcome
+
+The file: a line "name sha256-of-the-key" for each client; lines that begin with # and empty lines are skipped. Without
+a file everybody is welcome. Keys have 256 random bits, so a plain hash of them cannot be searched.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+import secrets
+import time
+from dataclasses import dataclass, field
+
+from sidray import storage
+from sidray.errors import UserError
+from sidray.serving.messages import Refusal
+
+_LINE = re.compile(r"(?P<name>\S+)\s+(?P<hash>[0-9a-f]{64})")
+_MISSING = Refusal(401, "missing_api_key", "send an API key: Authorization: Bearer KEY")
+_WRONG = Refusal(401, "invalid_api_key", "this API key is not valid")
+
+
+@dataclass
+class _Bucket:
+    """Holds up to a second's requests and fills by `rate` a second."""
+
+    rate: float
+    left: float
+    filled_at: float = field(default_factory=time.monotonic)
+
+    def take(self) -> bool:
+        now = time.monotonic()
+        self.left = min(max(1.0, self.rate), self.left + (now - self.filled_at) * self.rate)
+        self.filled_at = now
+        if self.left < 1:
+            return False
+        self.left -= 1
+        return True
+
+
+class Keys:
+    """`hashes`: name -> sha256 of the key; {} lets everybody in. `requests_per_s`: of each key, in this process; 0: any
+    number."""
+
+    def __init__(self, hashes: dict[str, str], requests_per_s: float = 0.0) -> None:
+        self._hashes = {name: value.encode() for name, value in hashes.items()}
+        self._rate = requests_per_s
+        self._buckets: dict[str, _Bucket] = {}
+
+    @classmethod
+    def load(cls, uri: str, requests_per_s: float) -> Keys:
+        """UserError for a line that is none, and for a file without any key: that would let everybody in."""
+        if not uri:
+            return cls({}, requests_per_s)
+        hashes: dict[str, str] = {}
+        for number, line in enumerate(storage.read_bytes(uri).decode().splitlines(), 1):
+            if not line.strip() or line.startswith("#"):
+                continue
+            found = _LINE.fullmatch(line.strip())
+            if found is None:
+                raise UserError(
+                    f"{uri}, line {number}: not a name and a hash", "write the line that `sidray key` prints"
+                )
+            hashes[found["name"]] = found["hash"]
+        if not hashes:
+            raise UserError(f"{uri} holds no key", "add the line that `sidray key NAME` prints, or set keys to ''")
+        return cls(hashes, requests_per_s)
+
+    def refusal(self, authorization: str) -> Refusal | None:
+        """Of a request with this Authorization header ("": none)."""
+        name = ""
+        if self._hashes:
+            scheme, _, key = authorization.partition(" ")
+            if scheme.lower() != "bearer" or not key.strip():
+                return _MISSING
+            name = self._name(key.strip())
+            if not name:
+                return _WRONG
+        if self._rate and not self._buckets.setdefault(name, _Bucket(self._rate, max(1.0, self._rate))).take():
+            return Refusal(429, "rate_limited", f"more than {self._rate:g} requests a second; try again")
+        return None
+
+    def _name(self, key: str) -> str:
+        """Whose key it is, "" when nobody's: every hash is looked at, whichever matches."""
+        own = _hash(key).encode()
+        matches = [name for name, value in self._hashes.items() if hmac.compare_digest(own, value)]
+        return matches[0] if matches else ""
+
+
+def new_key(name: str) -> tuple[str, str]:
+    """A new key, and the line of the file of keys that admits it. UserError for a name with blanks."""
+    if not re.fullmatch(r"\S+", name) or name.startswith("#"):
+        raise UserError(f"{name!r} is no name for a key", "give one word")
+    key = f"sk-{secrets.token_urlsafe(32)}"
+    return key, f"{name} {_hash(key)}"
+
+
+def _hash(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()

@@ -1,0 +1,91 @@
+"""Keeps a replica's View fresh: a thread that polls the table and the pointer, and swaps one reference.
+
+A new generation is loaded beside the old one, which goes on serving meanwhile; one that cannot be loaded is refused,
+once, with a line in the log, and the old one stays.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from dataclasses import replace
+
+from sidray.errors import UserError
+from sidray.retrieval.collection import Collection, Generation, Pointer
+from sidray.retrieval.delta import Delta
+from sidray.retrieval.index import PartitionedIndex
+from sidray.retrieval.item_table import open_version
+from sidray.retrieval.log_reader import LogReader
+from sidray.serving.view import View
+
+_LOGGER = logging.getLogger("ray.serve")
+
+
+class Follower:
+    """`view` is the latest View. `poll_s` between two looks at the table; `poke` asks for one at once."""
+
+    def __init__(self, collection: Collection, run: str, poll_s: float) -> None:
+        self._collection = collection
+        self._run = run
+        self._poll_s = poll_s
+        self._refused: Generation | None = None
+        self._poke = threading.Event()
+        pointer = collection.pointer()
+        self._reader, self.view = self._load(pointer, pointer.current)
+        self._seen = time.time()
+        threading.Thread(target=self._follow, name="follower", daemon=True).start()
+
+    @property
+    def lag_s(self) -> float:
+        """How old the replica's knowledge of the table is."""
+        return time.time() - self._seen
+
+    def poke(self) -> None:
+        self._poke.set()
+
+    def refresh(self) -> None:
+        """One look. Raises OSError or UserError when the storage does not answer."""
+        pointer = self._collection.pointer()
+        view = self.view
+        if (pointer.epoch, pointer.current.name) != (view.epoch, view.generation) and pointer.current != self._refused:
+            self._switch(pointer)
+        news = self._reader.read()
+        delta = self.view.delta if news is None else self.view.delta.plus(news)
+        if self._reader.version != self.view.table_version:
+            self.view = replace(self.view, delta=delta, table_version=self._reader.version)
+        self._seen = time.time()
+
+    def _switch(self, pointer: Pointer) -> None:
+        try:
+            self._reader, self.view = self._load(pointer, pointer.current)
+            _LOGGER.info("serving generation %s", pointer.current.name)
+        except (UserError, OSError, ValueError) as error:
+            self._refused = pointer.current
+            _LOGGER.error("generation %s is refused, %s stays: %s", pointer.current.name, self.view.generation, error)
+
+    def _load(self, pointer: Pointer, generation: Generation) -> tuple[LogReader, View]:
+        index = PartitionedIndex.load(self._collection.index_folder(generation), threads=1)
+        if index.manifest.model_key != self._collection.model_key:
+            problem = f"the index is of model {index.manifest.model_key}, the run of {self._collection.model_key}"
+            raise UserError(problem, "build the index from the run's own table")
+        names = [
+            name
+            for name in open_version(self._collection.table).schema.names
+            if name not in ("content_hash", "updated_at")
+        ]
+        reader = LogReader(self._collection.table, generation.table_version, names)
+        news = reader.read()
+        delta = Delta.empty(index) if news is None else Delta.empty(index).plus(news)
+        view = View(self._run, generation.name, pointer.epoch, self._collection.table, reader.version, delta)
+        return reader, view
+
+    def _follow(self) -> None:
+        while True:
+            self._poke.wait(self._poll_s)
+            self._poke.clear()
+            try:
+                self.refresh()
+            except Exception as error:  # the storage is away: reads go on with what is known, the lag tells
+                _LOGGER.warning("cannot follow the item table: %s", error)
+                time.sleep(self._poll_s)

@@ -1,0 +1,73 @@
+"""Writing and reading items, and the events of users: checked here, done by the writer and by recall."""
+
+from __future__ import annotations
+
+import asyncio
+
+from sidray.errors import nearest
+from sidray.serving.item_schemas import (
+    Deleted,
+    EventsRequest,
+    EventsResponse,
+    Item,
+    ItemsRequest,
+    ItemsResponse,
+    Rejected,
+    StoredItem,
+)
+from sidray.serving.messages import NewItem
+from sidray.serving.problems import ApiError
+from sidray.serving.service import Service, accepted, deadline
+
+
+async def put_items(service: Service, request: ItemsRequest) -> ItemsResponse:
+    """Writes what is right, in one version; what is wrong with an item rejects that item alone."""
+    async with deadline(service.limits.write_timeout_s):
+        checked = await asyncio.gather(*(_checked(service, item) for item in request.items))
+        good = [item for item in checked if isinstance(item, NewItem)]
+        rejected = [item for item in checked if isinstance(item, Rejected)]
+        version = accepted(await service.backend.put(good)) if good else (await service.backend.index()).table_version
+        return ItemsResponse(accepted=len(good), rejected=rejected, table_version=version)
+
+
+async def delete_item(service: Service, item_id: str) -> Deleted:
+    async with deadline(service.limits.write_timeout_s):
+        version = accepted(await service.backend.delete(item_id))
+        return Deleted(item_id=item_id, table_version=version)
+
+
+async def stored_item(service: Service, item_id: str) -> StoredItem:
+    async with deadline(service.limits.timeout_s):
+        item, version = accepted(await service.backend.item(item_id))
+        return StoredItem(**item, table_version=version)
+
+
+async def thumbnail(service: Service, item_id: str) -> bytes:
+    async with deadline(service.limits.timeout_s):
+        return accepted(await service.backend.thumbnail(item_id))
+
+
+async def append_events(service: Service, request: EventsRequest) -> EventsResponse:
+    async with deadline(service.limits.write_timeout_s):
+        rows = [event.model_dump() for event in request.events]
+        return EventsResponse(accepted=accepted(await service.backend.append_events(rows)))
+
+
+async def _checked(service: Service, item: Item) -> NewItem | Rejected:
+    known = service.limits.text_fields
+    if unknown := [name for name in item.fields if name not in known]:
+        names = ", ".join(["title", "image", "partition", *known])
+        return _rejected(item, f"unknown field {unknown[0][:80]!r}{nearest(unknown[0], known)}; fields: {names}")
+    if not item.title.strip():
+        return _rejected(item, "the title is empty")
+    image = None
+    if item.image is not None:
+        try:
+            image = await service.picture(item.image)
+        except ApiError as error:
+            return _rejected(item, error.refusal.message)
+    return NewItem(item.item_id, item.title, item.partition, image, item.fields)
+
+
+def _rejected(item: Item, reason: str) -> Rejected:
+    return Rejected(item_id=item.item_id, reason=reason)

@@ -1,0 +1,146 @@
+"""The routes of the HTTP API, each a line over what the service does."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Request, Response
+
+from sidray.serving import embeddings as embedding_service
+from sidray.serving import items as item_service
+from sidray.serving.embedding_schemas import EmbeddingsRequest, EmbeddingsResponse
+from sidray.serving.item_schemas import (
+    Deleted,
+    EventsRequest,
+    EventsResponse,
+    ItemsRequest,
+    ItemsResponse,
+    StoredItem,
+)
+from sidray.serving.messages import Times
+from sidray.serving.schemas import (
+    ErrorBody,
+    Index,
+    ModelList,
+    SearchRequest,
+    SearchResponse,
+    SimilarRequest,
+    SimilarResponse,
+    Status,
+    TookMs,
+)
+from sidray.serving.service import Service
+
+_DESCRIPTIONS = {
+    400: "malformed JSON, a wrong type, or an image that is not base64",
+    401: "missing or wrong API key",
+    404: "unknown item, partition or model",
+    413: "body over 32 MiB, input over 8,192 tokens, or too many pixels",
+    415: "the image is no JPEG, PNG or WebP picture",
+    422: "an impossible value or an unknown field",
+    429: "this key's rate limit; retry after the seconds in Retry-After",
+    500: "unexpected; safe to retry",
+    503: "busy, or the table version has not arrived; retry after the seconds in Retry-After",
+    504: "deadline; safe to retry",
+}
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorBody, "description": text} for status, text in _DESCRIPTIONS.items()
+}
+_PICTURE: dict[int | str, dict[str, Any]] = {200: {"content": {"image/jpeg": {}}, "description": "a thumbnail"}}
+_CACHE_PICTURE = {"Cache-Control": "private, max-age=60", "X-Content-Type-Options": "nosniff"}
+router = APIRouter(responses=_ERRORS)
+probes = APIRouter(responses={503: _ERRORS[503]})
+
+
+def _service(request: Request) -> Service:
+    service: Service = request.app.state.service
+    return service
+
+
+ServiceOf = Annotated[Service, Depends(_service)]
+
+
+@router.post("/v1/search")
+async def search(body: SearchRequest, service: ServiceOf, response: Response) -> SearchResponse:
+    """The k items nearest to a query, a picture, both together, or a vector of the served model."""
+    answer, times = await service.search(body)
+    response.headers["Server-Timing"] = _timing(answer.took_ms, times)
+    return answer
+
+
+@router.post("/v1/similar")
+async def similar(body: SimilarRequest, service: ServiceOf) -> SimilarResponse:
+    """Items near those that a user saw last: a search from each of them, merged by the best score."""
+    return await service.similar(body)
+
+
+@router.post("/v1/embeddings")
+async def embeddings(body: EmbeddingsRequest, service: ServiceOf) -> EmbeddingsResponse:
+    """Query vectors of texts and pictures, in OpenAI's shape."""
+    return await embedding_service.embeddings(service, body)
+
+
+@router.put("/v1/items")
+async def put_items(body: ItemsRequest, service: ServiceOf) -> ItemsResponse:
+    """Adds items or replaces them. They are durable when this answers, and found from that table version on."""
+    return await item_service.put_items(service, body)
+
+
+# An id may hold slashes, percent-encoded; the raw path tells `a%2Fimage` from the picture of `a`.
+@router.get("/v1/items/{item_id:path}/image", response_class=Response, response_model=None, responses=_PICTURE)
+async def item_image(item_id: str, request: Request, service: ServiceOf) -> Response | StoredItem:
+    """The item's picture as the service keeps it: a small JPEG."""
+    if not request.scope.get("raw_path", b"/image").endswith(b"/image"):
+        item = await item_service.stored_item(service, f"{item_id}/image")
+        return Response(item.model_dump_json(), media_type="application/json")
+    picture = await item_service.thumbnail(service, item_id)
+    return Response(picture, media_type="image/jpeg", headers=_CACHE_PICTURE)
+
+
+@router.get("/v1/items/{item_id:path}")
+async def stored_item(item_id: str, service: ServiceOf) -> StoredItem:
+    """An item as it is found now."""
+    return await item_service.stored_item(service, item_id)
+
+
+@router.delete("/v1/items/{item_id:path}")
+async def delete_item(item_id: str, service: ServiceOf) -> Deleted:
+    """Removes an item. It is gone for good when this answers, and from searches at that table version."""
+    return await item_service.delete_item(service, item_id)
+
+
+@router.post("/v1/events", status_code=202)
+async def append_events(body: EventsRequest, service: ServiceOf) -> EventsResponse:
+    """What users did, kept as the contract's events for the next training."""
+    return await item_service.append_events(service, body)
+
+
+@router.get("/v1/models")
+async def models(service: ServiceOf) -> ModelList:
+    """The served model."""
+    return ModelList(data=[(await service.described())[0]])
+
+
+@router.get("/v1/index")
+async def index(service: ServiceOf) -> Index:
+    """The served index."""
+    return (await service.described())[1]
+
+
+@probes.get("/healthz", responses={503: _ERRORS[503]})
+async def healthz() -> Status:
+    """Liveness: the gateway answers."""
+    return Status(status="ok")
+
+
+@probes.get("/readyz")
+async def readyz(service: ServiceOf) -> Status:
+    """Readiness: model and index are loaded and belong together."""
+    await service.described()
+    return Status(status="ready")
+
+
+def _timing(took: TookMs, times: Times) -> str:
+    """The Server-Timing header: milliseconds of each part."""
+    parts = {"total": took.total, "queue": times.queue, "tokenise": times.tokenise, "infer": times.infer}
+    return ", ".join(f"{name};dur={value:g}" for name, value in {**parts, "recall": took.recall}.items())

@@ -1,0 +1,161 @@
+"""The writer: the only replica that appends to a collection's item table, many requests in one commit.
+
+    put: unchanged items are recognised by their content hash -> the rest is embedded -> one commit -> acknowledged
+
+A plain class; app.py makes it a Serve deployment of one replica. What it acknowledges is durable; a kill between any
+two steps loses only what was not acknowledged, since a commit is there whole or not at all. It also appends events and
+has the collection folded into a new generation, as a Ray task, when much was written or some was long ago.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sidray import storage
+from sidray.embedding.pool import vector_column
+from sidray.errors import UserError
+from sidray.finished import RunFolder
+from sidray.retrieval import item_table
+from sidray.retrieval.collection import Collection
+from sidray.retrieval.known import fingerprint
+from sidray.retrieval.publish import content_hash, thumbnail
+from sidray.serving.group_commit import GroupCommit
+from sidray.serving.messages import EncodedItems, NewItem, Refusal
+from sidray.serving.problems import ApiError
+from sidray.serving.settings import WriterSettings
+from sidray.serving.table_log import TableLog
+
+_LOGGER = logging.getLogger("ray.serve")
+Encode = Callable[[list[NewItem]], Awaitable[EncodedItems]]
+T = TypeVar("T")
+EVENTS = pa.schema(
+    {
+        "user_id": pa.string(),
+        "item_id": pa.string(),
+        "action": pa.string(),
+        "ts": pa.timestamp("us", "UTC"),
+        "query": pa.string(),
+    }
+)
+_AWAY = (OSError, ValueError, UserError)  # what Lance and the filesystems raise
+AWAY = Refusal(503, "storage_unavailable", "the item table cannot be written at the moment; try again")
+
+
+class Writer:
+    """`encode` computes vectors and SIDs of new items; `fold` starts a job that folds the collection."""
+
+    def __init__(
+        self, run: RunFolder, settings: WriterSettings, encode: Encode, fold: Callable[[RunFolder], Awaitable[None]]
+    ) -> None:
+        self._settings = settings
+        self._run = run
+        self._text_fields = list(run.recipe.data.text_fields)
+        self._encode = encode
+        self._fold = fold
+        self._collection = Collection.of(run)
+        self._thread = ThreadPoolExecutor(1, "table")  # the one that touches the table
+        self._pictures = ThreadPoolExecutor(1, "thumbnail")
+        self._log = self._thread.submit(TableLog, self._collection).result()
+        self._commits = GroupCommit(self._log.append, self._thread, settings.commit_ms / 1000)
+        self._folding: asyncio.Task[None] | None = None
+        self._folded = 0  # of the rows that were committed
+        self._folded_at = time.monotonic()
+
+    async def put(self, items: list[NewItem]) -> int | Refusal:
+        """The table version in which all of them are durable, those that had not changed included."""
+        hashes = [content_hash(item.title, self._texts(item), item.partition, item.image) for item in items]
+        known = await self._on_table(self._log.contents, [item.item_id for item in items])
+        if isinstance(known, Refusal):
+            return known
+        contents, version = known
+        changed = [n for n, own in enumerate(hashes) if fingerprint(own) != contents[n]]
+        if not changed:
+            return int(version)
+        try:
+            encoded = await self._encode([items[n] for n in changed])
+        except ApiError as error:
+            return error.refusal
+        rows = await self._rows([items[n] for n in changed], [hashes[n] for n in changed], encoded)
+        return await self._write(rows)
+
+    async def delete(self, item_id: str) -> int | Refusal:
+        """The table version in which the item is gone. Refuses (404) one that is not there."""
+        known = await self._on_table(self._log.contents, [item_id])
+        if isinstance(known, Refusal):
+            return known
+        if known[0][0] is None:
+            return Refusal(404, "unknown_item", f"no item is called {item_id[:80]!r}", "item_id")
+        return await self._write(item_table.tombstones([item_id]))
+
+    async def append_events(self, rows: list[dict[str, Any]]) -> int | Refusal:
+        """Appends them as a Parquet file of the contract's events; returns their number."""
+        name = f"{time.time_ns()}.parquet"
+        uri = storage.join(self._collection.events, name)
+        written = await self._on_table(_write_events, rows, uri)
+        return written if isinstance(written, Refusal) else len(rows)
+
+    async def check_health(self) -> None:
+        """Starts a fold when one is due: Serve calls this every few seconds."""
+        rows = self._commits.rows - self._folded
+        late = time.monotonic() - self._folded_at > self._settings.fold_s
+        due = rows >= self._settings.fold_rows or (rows and late)
+        if due and (self._folding is None or self._folding.done()):
+            self._folding = asyncio.create_task(self._start_fold())
+
+    def _texts(self, item: NewItem) -> list[str]:
+        return [item.fields.get(name) or "" for name in self._text_fields]
+
+    async def _rows(self, items: list[NewItem], hashes: list[str], encoded: EncodedItems) -> pa.Table:
+        loop = asyncio.get_running_loop()
+        pictures = await loop.run_in_executor(self._pictures, lambda: [thumbnail(item.image) for item in items])
+        columns = {
+            "item_id": [item.item_id for item in items],
+            "title": [item.title for item in items],
+            "partition": [item.partition for item in items],
+            "content_hash": hashes,
+            "model_key": [encoded.model_key] * len(items),
+            **{name: [item.fields.get(name) for item in items] for name in self._text_fields},
+        }
+        table = pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()})
+        table = table.append_column("vector", vector_column(encoded.vectors))
+        table = table.append_column("sids", pa.array(encoded.sids, pa.list_(pa.int32())))
+        return table.append_column("thumbnail", pa.array(pictures, pa.binary()))
+
+    async def _write(self, rows: pa.Table) -> int | Refusal:
+        try:
+            return await self._commits.write(rows)
+        except _AWAY as error:
+            return _away(error)
+
+    async def _on_table(self, work: Callable[..., T], *args: Any) -> T | Refusal:
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, work, *args)
+        except _AWAY as error:
+            return _away(error)
+
+    async def _start_fold(self) -> None:
+        rows = self._commits.rows
+        try:
+            await self._fold(self._run)
+            self._folded, self._folded_at = rows, time.monotonic()
+        except Exception as error:
+            _LOGGER.error("the collection could not be folded: %s", error)
+
+
+def _away(error: Exception) -> Refusal:
+    _LOGGER.warning("the item table does not answer: %s", error)
+    return AWAY
+
+
+def _write_events(rows: list[dict[str, Any]], uri: str) -> None:
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(rows, schema=EVENTS), sink)
+    storage.write_bytes(uri, sink.getvalue().to_pybytes())

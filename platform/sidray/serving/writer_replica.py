@@ -1,0 +1,30 @@
+"""The writer as a Serve deployment: a Writer whose embedder is a handle and whose folds are Ray tasks."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import ray
+from ray.serve.handle import DeploymentHandle
+
+from sidray.finished import RunFolder
+from sidray.retrieval.collection import Collection
+from sidray.serving.handles import encode_items
+from sidray.serving.settings import WriterSettings
+from sidray.serving.writer import Writer
+
+
+class WriterReplica(Writer):
+    def __init__(self, run: RunFolder, settings: WriterSettings, embedder: DeploymentHandle[Any]) -> None:
+        super().__init__(run, settings, functools.partial(encode_items, embedder), _fold_elsewhere)
+
+
+async def _fold_elsewhere(run: RunFolder) -> None:
+    """A generation is built by a task, never inside a replica."""
+    await _fold.remote(run)
+
+
+@ray.remote(num_cpus=1)
+def _fold(run: RunFolder) -> str:
+    return Collection.of(run).fold().name

@@ -1,0 +1,181 @@
+"""A replica's view after any history of writes, folds and rollbacks, against brute force over the table itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sidray.embedding.pool import vector_column
+from sidray.retrieval import item_table
+from sidray.retrieval.collection import Collection
+from sidray.serving.follower import Follower
+from sidray.serving.view import View
+from tests.serving.runs import DIMENSION, MODEL_KEY, tiny_run
+
+COUNT = 8
+IDS = [f"i{n:03d}" for n in range(COUNT + 3)]  # the last three are new
+PLACES = ("food", "", "toys", "books")
+FOREVER = 3600.0
+
+
+def rows(ids: list[str], seed: int, model_key: str = MODEL_KEY) -> pa.Table:
+    random = np.random.default_rng(seed)
+    columns = {
+        "item_id": ids,
+        "title": [f"new {seed}"] * len(ids),
+        "partition": [PLACES[n] for n in random.integers(0, len(PLACES), len(ids))],
+        "vector": vector_column(random.standard_normal((len(ids), DIMENSION)).astype(np.float32)),
+        "model_key": [model_key] * len(ids),
+        "sids": pa.array([[seed]] * len(ids), pa.list_(pa.int32())),
+        "shop": ["new shop"] * len(ids),
+        "thumbnail": pa.array([f"{item_id} {seed}".encode() for item_id in ids], pa.binary()),
+    }
+    return pa.table(columns)
+
+
+def agrees(view: View, collection: Collection, seed: int) -> None:
+    """Search, items and pictures of the view are those of the table's current rows."""
+    table = item_table.current(collection.table).to_pylist()
+    own = {row["item_id"]: row for row in table}
+    vectors = np.array([row["vector"] for row in table], np.float64).reshape(len(table), DIMENSION)
+    assert view.count == len(own)
+    random = np.random.default_rng(seed)
+    query = random.standard_normal(DIMENSION)
+    query /= np.linalg.norm(query)
+    scores = dict(zip(own, vectors @ query / np.linalg.norm(vectors, axis=1), strict=True))
+    exclude = random.choice(IDS, 3).tolist()
+    for partitions in (None, ["food"], ["toys", "books", ""]):
+        for k in (1, 4, 50):
+            hits = view.search(query.astype(np.float32), k, partitions, exclude)
+            wanted = [
+                item_id
+                for item_id in sorted(scores, key=lambda each: -scores[each])
+                if item_id not in exclude and (partitions is None or own[item_id]["partition"] in partitions)
+            ][:k]
+            assert [hit["item_id"] for hit in hits] == wanted
+            np.testing.assert_allclose([hit["score"] for hit in hits], [scores[each] for each in wanted], atol=1e-5)
+            for hit in hits:
+                for name in ("title", "partition", "sids", "shop"):
+                    assert hit[name] == own[hit["item_id"]][name]
+    for item_id in IDS:
+        item, vector = view.item(item_id), view.vector_of(item_id)
+        assert (item is None) == (vector is None) == (item_id not in own)
+        if item is not None and vector is not None:
+            assert item["title"] == own[item_id]["title"]
+            expected = np.array(own[item_id]["vector"]) / np.linalg.norm(own[item_id]["vector"])
+            np.testing.assert_allclose(vector, expected, atol=1e-6)
+            assert view.thumbnail(item_id) == own[item_id]["thumbnail"]
+
+
+step = st.one_of(
+    st.tuples(st.just("put"), st.lists(st.sampled_from(IDS), min_size=1, max_size=4, unique=True)),
+    st.tuples(st.just("delete"), st.lists(st.sampled_from(IDS), min_size=1, max_size=4, unique=True)),
+    st.tuples(st.sampled_from(["refresh", "compact", "fold", "rollback"]), st.just([])),
+)
+
+
+@settings(max_examples=25, deadline=None)
+@given(steps=st.lists(step, max_size=9), seed=st.integers(0, 1000))
+def test_any_history(tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, list[str]]], seed: int) -> None:
+    collection = Collection.of(tiny_run(tmp_path_factory.mktemp("run"), COUNT))
+    follower = Follower(collection, "tiny", FOREVER)
+    writers = [item_table.ItemLog(collection.table), item_table.ItemLog(collection.table)]
+    for number, (kind, ids) in enumerate(steps):
+        if kind == "put":
+            writers[number % 2].append(rows(ids, seed + number))
+        elif kind == "delete":
+            writers[number % 2].append(item_table.tombstones(ids))
+        elif kind == "compact":
+            writers[0].compact()
+        elif kind == "fold":
+            collection.fold()
+        elif kind == "rollback" and len(collection.pointer().generations) > 1:
+            collection.rollback()
+            writers = [item_table.ItemLog(collection.table), item_table.ItemLog(collection.table)]
+        elif kind == "refresh":
+            follower.refresh()
+            agrees(follower.view, collection, seed)
+    follower.refresh()
+    agrees(follower.view, collection, seed)
+    assert follower.view.table_version == item_table.open_version(collection.table).version
+    agrees(Follower(collection, "tiny", FOREVER).view, collection, seed)  # as a new replica sees it
+
+
+@pytest.fixture
+def collection(tmp_path: Path) -> Collection:
+    return Collection.of(tiny_run(tmp_path, COUNT))
+
+
+def test_a_view_does_not_change_under_its_reader(collection: Collection) -> None:
+    follower = Follower(collection, "tiny", FOREVER)
+    item_table.append(collection.table, rows(IDS[:2], 1))
+    follower.refresh()
+    before = follower.view
+    query = np.ones(DIMENSION, np.float32) / np.sqrt(DIMENSION).astype(np.float32)
+    answer = before.search(query, 50, None, [])
+    item_table.append(collection.table, rows(IDS, 2))
+    item_table.append(collection.table, item_table.tombstones(IDS[:5]))
+    follower.refresh()
+    assert before.search(query, 50, None, []) == answer
+    assert follower.view.search(query, 50, None, []) != answer
+
+
+def test_rows_of_another_model_are_passed_over_and_counted(collection: Collection) -> None:
+    follower = Follower(collection, "tiny", FOREVER)
+    item_table.append(collection.table, rows(IDS[:2], 1, model_key="other-1"))
+    follower.refresh()
+    assert follower.view.delta.skipped == 2
+    assert follower.view.item(IDS[0])["title"] == "title 0"  # type: ignore[index]
+
+
+def test_a_row_that_comes_late_changes_nothing(collection: Collection, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The slow writer takes its seq first and commits last."""
+    slow, fast = item_table.ItemLog(collection.table), item_table.ItemLog(collection.table)
+    slow.append(rows(["i005"], 1))
+    taken = item_table.time.time_ns()
+    fast.append(rows(["i000"], 2))
+    follower = Follower(collection, "tiny", FOREVER)
+    monkeypatch.setattr(slow, "_catch_up", lambda: None)
+    monkeypatch.setattr("sidray.retrieval.item_table.time.time_ns", lambda: taken)
+    slow.append(rows(["i000", "i001"], 3))
+    follower.refresh()
+    assert [follower.view.item(each)["title"] for each in ("i000", "i001")] == ["new 2", "new 3"]  # type: ignore[index]
+
+
+def test_a_damaged_generation_is_refused_and_the_one_before_serves(collection: Collection) -> None:
+    follower = Follower(collection, "tiny", FOREVER)
+    before = follower.view.generation
+    item_table.append(collection.table, rows(IDS[:2], 1))
+    generation = collection.fold()
+    vectors = Path(collection.index_folder(generation)) / "vectors.npy"
+    data = bytearray(vectors.read_bytes())
+    data[-1] ^= 1
+    vectors.write_bytes(data)
+    follower.refresh()
+    assert follower.view.generation == before
+    agrees(follower.view, collection, 0)  # what was written is found all the same
+    item_table.append(collection.table, rows(IDS[2:4], 2))
+    follower.refresh()
+    agrees(follower.view, collection, 0)
+    mended = collection.fold().name
+    follower.refresh()
+    assert follower.view.generation == mended != generation.name
+    agrees(follower.view, collection, 0)
+
+
+def test_the_storage_may_go_away(collection: Collection, tmp_path: Path) -> None:
+    follower = Follower(collection, "tiny", FOREVER)
+    away = tmp_path / "away"
+    Path(collection.uri).rename(away)
+    with pytest.raises((OSError, ValueError)):
+        follower.refresh()
+    assert follower.view.item("i000") is not None
+    away.rename(collection.uri)
+    item_table.append(collection.table, rows(["i000"], 1))
+    follower.refresh()
+    agrees(follower.view, collection, 0)
