@@ -179,3 +179,22 @@ def test_the_storage_may_go_away(collection: Collection, tmp_path: Path) -> None
     item_table.append(collection.table, rows(["i000"], 1))
     follower.refresh()
     agrees(follower.view, collection, 0)
+
+
+def test_more_hidden_rows_than_a_search_asks_for_at_first(tmp_path: Path) -> None:
+    collection = Collection.of(tiny_run(tmp_path, 90))
+    ids = [f"i{n:03d}" for n in range(90)]
+    item_table.append(collection.table, item_table.tombstones(ids[:40]))
+    item_table.append(collection.table, rows(ids[40:80], 1))
+    agrees(Follower(collection, "tiny", FOREVER).view, collection, 0)
+
+
+def test_a_delta_that_was_thrown_away_leaves_nothing_behind(collection: Collection) -> None:
+    view = Follower(collection, "tiny", FOREVER).view
+    names = [name for name in rows([], 0).column_names]
+    item_table.append(collection.table, rows(["a", "b"], 1))
+    first = item_table.current(collection.table, columns=[*names, "seq", "deleted"]).slice(COUNT)
+    thrown = view.delta.plus(first)
+    kept = view.delta.plus(first.slice(1))
+    assert [kept.items[row]["item_id"] for row in (kept.row_of("b"),) if row is not None] == ["b"]
+    np.testing.assert_array_equal(kept.vectors[0], thrown.vectors[1])

@@ -1,0 +1,100 @@
+"""Generations of a collection: folding, going back, and what is cleaned up."""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+
+import pytest
+
+from sidray.errors import UserError
+from sidray.finished import RunFolder
+from sidray.lease import Lease
+from sidray.retrieval import collection as module
+from sidray.retrieval import item_table
+from sidray.retrieval.collection import Collection
+from sidray.retrieval.index import PartitionedIndex
+from tests.serving.runs import tiny_run
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    return tiny_run(tmp_path, 6)
+
+
+def ids(collection: Collection) -> set[str]:
+    return set(item_table.current(collection.table, columns=["item_id"])["item_id"].to_pylist())
+
+
+def indexed(collection: Collection) -> set[str]:
+    index = PartitionedIndex.load(collection.index_folder(collection.pointer().current), threads=1)
+    return {item["item_id"] for item in index.fields(range(index.manifest.count))}
+
+
+def test_the_runs_own_steps_stay_as_they_are(run: RunFolder) -> None:
+    collection = Collection.of(run)
+    own = f"{run.output('table')}/items.lance"
+    item_table.append(collection.table, item_table.tombstones(["i000"]))
+    assert item_table.current(own).num_rows == 6
+    assert item_table.current(collection.table).num_rows == 5
+    assert Collection.of(run).pointer() == collection.pointer()  # opened, not made anew
+    assert item_table.current(Collection.of(run).table).num_rows == 5
+
+
+def test_half_a_copy_is_made_anew(run: RunFolder) -> None:
+    collection = Collection.of(run)
+    item_table.append(collection.table, item_table.tombstones(["i000"]))
+    (Path(collection.uri) / "current.json").unlink()  # as if the first call had been killed before its last step
+    assert item_table.current(Collection.of(run).table).num_rows == 6
+
+
+def test_folding_and_going_back(run: RunFolder) -> None:
+    collection = Collection.of(run)
+    first = collection.pointer().current
+    assert collection.fold() == first  # nothing was written
+    item_table.append(collection.table, item_table.tombstones(["i000"]))
+    second = collection.fold()
+    item_table.append(collection.table, item_table.tombstones(["i001", "i002"]))
+    third = collection.fold()
+    assert collection.fold() == third
+    assert [each.name for each in collection.pointer().generations] == [first.name, second.name, third.name]
+    assert indexed(collection) == ids(collection) == {"i003", "i004", "i005"}
+    with pytest.raises(UserError, match=r"no generation 'generation-9'"):
+        collection.rollback("generation-9")
+    assert collection.rollback() == second
+    assert indexed(collection) == ids(collection) == {"i001", "i002", "i003", "i004", "i005"}
+    assert collection.rollback(first.name) == first
+    assert indexed(collection) == ids(collection) == {f"i00{n}" for n in range(6)}
+    assert collection.pointer().epoch == 2
+    with pytest.raises(UserError, match="no generation before the current one"):
+        collection.rollback()
+    item_table.append(collection.table, item_table.tombstones(["i005"]))
+    collection.fold()
+    assert indexed(collection) == ids(collection) == {f"i00{n}" for n in range(5)}
+
+
+def test_old_generations_go_and_those_kept_can_be_gone_back_to(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "KEEP", 2)
+    monkeypatch.setattr(module, "KEEP_VERSIONS_FOR", datetime.timedelta(0))
+    collection = Collection.of(run)
+    names = [collection.pointer().current.name]
+    for number in range(4):
+        item_table.append(collection.table, item_table.tombstones([f"i00{number}"]))
+        names.append(collection.fold().name)
+    assert [each.name for each in collection.pointer().generations] == names[-2:]
+    assert sorted(path.name for path in (Path(collection.uri) / "generations").iterdir()) == sorted(names[-2:])
+    assert PartitionedIndex.load(run.output("index"), threads=1).manifest.count == 6  # the run's own
+    versions = [each["version"] for each in item_table.open_version(collection.table).versions()]
+    assert len(versions) <= 3
+    collection.rollback()
+    assert indexed(collection) == ids(collection) == {"i003", "i004", "i005"}
+
+
+def test_one_at_a_time(run: RunFolder) -> None:
+    collection = Collection.of(run)
+    item_table.append(collection.table, item_table.tombstones(["i000"]))
+    with Lease(collection.uri):
+        for work in (collection.fold, collection.rollback):
+            with pytest.raises(UserError, match="wait for it"):
+                work()
+    collection.fold()
