@@ -16,7 +16,7 @@ from PIL import Image
 from sidray.serving.auth import Keys
 from sidray.serving.gateway import create_api
 from sidray.serving.messages import Embedded, Found, NewItem, RecallQuery, Refusal, SimilarFound, SimilarQuery, Times
-from sidray.serving.schemas import Index, IndexKey, Model
+from sidray.serving.schemas import ErrorBody, Index, IndexKey, Model
 from sidray.serving.service import Limits, Service
 
 MODEL_KEY = "m-1"
@@ -119,3 +119,14 @@ def picture(width: int = 8, height: int = 8, format: str = "PNG") -> bytes:
 
 def in_base64(data: bytes) -> str:
     return base64.b64encode(data).decode()
+
+
+def refused(answer: httpx.Response, status: int, code: str, param: str | None) -> None:
+    """The answer is exactly this error, in the API's shape."""
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/json"
+    error = ErrorBody.model_validate(answer.json()).error
+    assert (error.code, error.param) == (code, param)
+    assert set(answer.json()) == {"error"}
+    assert error.message
+    assert "Traceback" not in answer.text

@@ -18,20 +18,9 @@ from sidray.serving.messages import Refusal
 from sidray.serving.problems import ApiError, overloaded
 from sidray.serving.schemas import ErrorBody
 from sidray.serving.service import MAX_TEXT_CHARACTERS, unit_vector
-from tests.serving.fakes import HIT, INDEX, MODEL_KEY, FakeBackend, client_of, in_base64, picture
+from tests.serving.fakes import HIT, INDEX, MODEL_KEY, FakeBackend, client_of, in_base64, picture, refused
 
 PNG = in_base64(picture())
-
-
-def refused(answer: httpx.Response, status: int, code: str, param: str | None) -> None:
-    """The answer is exactly this error, in the API's shape."""
-    assert answer.status_code == status, answer.text
-    assert answer.headers["content-type"] == "application/json"
-    error = ErrorBody.model_validate(answer.json()).error
-    assert (error.code, error.param) == (code, param)
-    assert set(answer.json()) == {"error"}
-    assert error.message
-    assert "Traceback" not in answer.text
 
 
 async def search(body: Any, backend: FakeBackend | None = None) -> httpx.Response:

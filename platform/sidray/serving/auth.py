@@ -13,8 +13,8 @@ import hashlib
 import hmac
 import re
 import secrets
-import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from time import monotonic
 
 from sidray import storage
 from sidray.errors import UserError
@@ -31,10 +31,10 @@ class _Bucket:
 
     rate: float
     left: float
-    filled_at: float = field(default_factory=time.monotonic)
+    filled_at: float
 
     def take(self) -> bool:
-        now = time.monotonic()
+        now = monotonic()
         self.left = min(max(1.0, self.rate), self.left + (now - self.filled_at) * self.rate)
         self.filled_at = now
         if self.left < 1:
@@ -81,7 +81,10 @@ class Keys:
             name = self._name(key.strip())
             if not name:
                 return _WRONG
-        if self._rate and not self._buckets.setdefault(name, _Bucket(self._rate, max(1.0, self._rate))).take():
+        if (
+            self._rate
+            and not self._buckets.setdefault(name, _Bucket(self._rate, max(1.0, self._rate), monotonic())).take()
+        ):
             return Refusal(429, "rate_limited", f"more than {self._rate:g} requests a second; try again")
         return None
 

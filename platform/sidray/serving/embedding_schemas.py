@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
 from sidray.serving.schemas import Body, Text
@@ -25,12 +25,29 @@ class TextOrImage(Body):
         return self
 
 
-Input = Text | TextOrImage
+def _kind(value: Any) -> str:
+    kinds = {"str": "text", "list": "list", "dict": "object", "TextOrImage": "object"}
+    return kinds.get(type(value).__name__, "")
+
+
+def _one_of(message: str) -> Discriminator:
+    """Tells by the JSON type which kind of input it is, so that an error is about that kind alone."""
+    return Discriminator(_kind, custom_error_type="input_type", custom_error_message=message)
+
+
+Input = Annotated[
+    Annotated[Text, Tag("text")] | Annotated[TextOrImage, Tag("object")],
+    _one_of("an input is a text or an object {text, image}; lists of token ids are not taken"),
+]
+Inputs = Annotated[
+    Annotated[Text, Tag("text")] | Annotated[list[Input], Field(min_length=1, max_length=MAX_INPUTS), Tag("list")],
+    _one_of("input is a text, or a list of texts and of objects {text, image}"),
+]
 
 
 class EmbeddingsRequest(Body):
     model: Text
-    input: Text | Annotated[list[Input], Field(min_length=1, max_length=MAX_INPUTS)]
+    input: Inputs
     dimensions: int | None = Field(None, description="only the model's own dimension: it was trained for no other")
     encoding_format: Literal["float", "base64"] = "float"
     user: Text | None = Field(None, description="accepted as OpenAI's clients send it; has no effect")

@@ -17,6 +17,7 @@ from sidray.serving.messages import Refusal
 from sidray.serving.problems import ApiError, overloaded, response
 
 MAX_BODY_BYTES = 32 * 2**20
+_ITEMS = "/v1/items/"
 _PROTECTED = ("/v1/", "/metrics")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _LOGGER = logging.getLogger("ray.serve")
@@ -37,7 +38,7 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        send = _with_request_id(scope, send)
+        scope, send = _encoded_ids(scope), _with_request_id(scope, send)
         if not scope["path"].startswith(_PROTECTED):
             await self._guarded(scope, receive, send)
         elif self.in_flight >= self.max_in_flight:
@@ -69,6 +70,14 @@ class Guard:
                 raise
             _LOGGER.exception("unexpected error in %s %s", scope["method"], scope["path"][:200])
             await response(_UNEXPECTED)(scope, receive, send)
+
+
+def _encoded_ids(scope: Scope) -> Scope:
+    """The path of an item as the client sent it: decoded, `a%2Fimage` would look like the picture of `a`."""
+    raw = scope.get("raw_path")
+    if not scope["path"].startswith(_ITEMS) or not raw:
+        return scope
+    return {**scope, "path": raw.decode("latin-1")}
 
 
 def _with_request_id(scope: Scope, send: Send) -> Send:

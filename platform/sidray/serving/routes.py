@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Annotated, Any
+from urllib.parse import unquote
 
 from fastapi import APIRouter, Depends, Request, Response
 
@@ -17,7 +18,8 @@ from sidray.serving.item_schemas import (
     ItemsResponse,
     StoredItem,
 )
-from sidray.serving.messages import Times
+from sidray.serving.messages import Refusal, Times
+from sidray.serving.problems import ApiError
 from sidray.serving.schemas import (
     ErrorBody,
     Index,
@@ -57,7 +59,16 @@ def _service(request: Request) -> Service:
     return service
 
 
+def _item_id(item_id: str) -> str:
+    """As the guard leaves it: percent-encoded, so that an id with slashes stays in one piece."""
+    try:
+        return unquote(item_id, errors="strict")
+    except UnicodeDecodeError as error:
+        raise ApiError(Refusal(400, "invalid_item_id", "the item_id in the path is not UTF-8", "item_id")) from error
+
+
 ServiceOf = Annotated[Service, Depends(_service)]
+ItemIdOf = Annotated[str, Depends(_item_id)]
 
 
 @router.post("/v1/search")
@@ -86,25 +97,21 @@ async def put_items(body: ItemsRequest, service: ServiceOf) -> ItemsResponse:
     return await item_service.put_items(service, body)
 
 
-# An id may hold slashes, percent-encoded; the raw path tells `a%2Fimage` from the picture of `a`.
-@router.get("/v1/items/{item_id:path}/image", response_class=Response, response_model=None, responses=_PICTURE)
-async def item_image(item_id: str, request: Request, service: ServiceOf) -> Response | StoredItem:
+@router.get("/v1/items/{item_id}/image", response_class=Response, responses=_PICTURE)
+async def item_image(item_id: ItemIdOf, service: ServiceOf) -> Response:
     """The item's picture as the service keeps it: a small JPEG."""
-    if not request.scope.get("raw_path", b"/image").endswith(b"/image"):
-        item = await item_service.stored_item(service, f"{item_id}/image")
-        return Response(item.model_dump_json(), media_type="application/json")
     picture = await item_service.thumbnail(service, item_id)
     return Response(picture, media_type="image/jpeg", headers=_CACHE_PICTURE)
 
 
-@router.get("/v1/items/{item_id:path}")
-async def stored_item(item_id: str, service: ServiceOf) -> StoredItem:
+@router.get("/v1/items/{item_id}")
+async def stored_item(item_id: ItemIdOf, service: ServiceOf) -> StoredItem:
     """An item as it is found now."""
     return await item_service.stored_item(service, item_id)
 
 
-@router.delete("/v1/items/{item_id:path}")
-async def delete_item(item_id: str, service: ServiceOf) -> Deleted:
+@router.delete("/v1/items/{item_id}")
+async def delete_item(item_id: ItemIdOf, service: ServiceOf) -> Deleted:
     """Removes an item. It is gone for good when this answers, and from searches at that table version."""
     return await item_service.delete_item(service, item_id)
 

@@ -10,6 +10,7 @@ has the collection folded into a new generation, as a Ray task, when much was wr
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import time
 from collections.abc import Awaitable, Callable
@@ -96,10 +97,9 @@ class Writer:
         return await self._write(item_table.tombstones([item_id]))
 
     async def append_events(self, rows: list[dict[str, Any]]) -> int | Refusal:
-        """Appends them as a Parquet file of the contract's events; returns their number."""
-        name = f"{time.time_ns()}.parquet"
-        uri = storage.join(self._collection.events, name)
-        written = await self._on_table(_write_events, rows, uri)
+        """Writes them as a Parquet file of the contract's events, named by its content: a repeated call writes the same
+        file. Returns their number."""
+        written = await self._on_table(_write_events, rows, self._collection.events)
         return written if isinstance(written, Refusal) else len(rows)
 
     async def check_health(self) -> None:
@@ -155,7 +155,8 @@ def _away(error: Exception) -> Refusal:
     return AWAY
 
 
-def _write_events(rows: list[dict[str, Any]], uri: str) -> None:
+def _write_events(rows: list[dict[str, Any]], folder: str) -> None:
     sink = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pylist(rows, schema=EVENTS), sink)
-    storage.write_bytes(uri, sink.getvalue().to_pybytes())
+    data = sink.getvalue().to_pybytes()
+    storage.write_bytes(storage.join(folder, f"{hashlib.sha256(data).hexdigest()[:32]}.parquet"), data)

@@ -1,0 +1,101 @@
+"""API keys: who comes in, how often, and that nothing of a key is kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import httpx
+import pytest
+
+from sidray.errors import UserError
+from sidray.serving import auth
+from sidray.serving.auth import Keys, new_key
+from tests.serving.fakes import FakeBackend, client_of
+
+
+async def get(keys: Keys, authorization: str | None, path: str = "/v1/index") -> httpx.Response:
+    async with client_of(FakeBackend(), keys=keys) as client:
+        return await client.get(path, headers={} if authorization is None else {"Authorization": authorization})
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> tuple[Keys, str, str]:
+    (first, line), (second, other) = new_key("search"), new_key("batch")
+    (tmp_path / "keys").write_text(f"# clients\n\n{line}\n{other}\n")
+    return Keys.load(str(tmp_path / "keys"), 0), first, second
+
+
+async def test_only_a_known_key_comes_in(two: tuple[Keys, str, str]) -> None:
+    keys, first, second = two
+    for key in (first, second):
+        assert (await get(keys, f"Bearer {key}")).status_code == 200
+        assert (await get(keys, f"bearer  {key} ")).status_code == 200
+    for wrong, code in [
+        (None, "missing_api_key"),
+        ("", "missing_api_key"),
+        (first, "missing_api_key"),
+        ("Bearer ", "missing_api_key"),
+        (f"Basic {first}", "missing_api_key"),
+        (f"Bearer {first}x", "invalid_api_key"),
+        (f"Bearer {first[:-1]}", "invalid_api_key"),
+        (f"Bearer {auth._hash(first)}", "invalid_api_key"),
+    ]:
+        answer = await get(keys, wrong)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (401, code)
+        assert answer.headers["www-authenticate"] == "Bearer"
+        assert first[:-1] not in answer.text
+
+
+async def test_probes_need_no_key_and_unknown_routes_do(two: tuple[Keys, str, str]) -> None:
+    for path in ("/healthz", "/readyz", "/openapi.json"):
+        assert (await get(two[0], None, path)).status_code == 200
+    for path in ("/v1/search", "/v1/nothing", "/metrics"):
+        assert (await get(two[0], None, path)).status_code == 401
+
+
+async def test_without_a_file_everybody_comes_in() -> None:
+    assert (await get(Keys.load("", 0), None)).status_code == 200
+
+
+async def test_a_key_that_asks_too_often_waits_and_others_do_not(
+    two: tuple[Keys, str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, first, second = two
+    now = [100.0]
+    monkeypatch.setattr(auth, "monotonic", lambda: now[0])
+    keys = Keys.load(str(tmp_path / "keys"), 2.0)
+    assert [keys.refusal(f"Bearer {first}") for _ in range(2)] == [None, None]
+    answer = await get(keys, f"Bearer {first}")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (429, "rate_limited")
+    assert answer.headers["retry-after"] == "1"
+    assert keys.refusal(f"Bearer {second}") is None
+    now[0] += 0.5
+    assert keys.refusal(f"Bearer {first}") is None
+    assert keys.refusal(f"Bearer {first}") is not None
+    now[0] += 60
+    assert sum(keys.refusal(f"Bearer {first}") is None for _ in range(10)) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "holds no key"),
+        ("# none\n", "holds no key"),
+        ("a b c\n", "line 1"),
+        (f"x {'0' * 64}\ny zz\n", "line 2"),
+    ],
+)
+def test_a_file_of_keys_that_is_none(tmp_path: Path, text: str, says: str) -> None:
+    (tmp_path / "keys").write_text(text)
+    with pytest.raises(UserError, match=says):
+        Keys.load(str(tmp_path / "keys"), 0)
+
+
+def test_keys_are_random_and_their_lines_do_not_tell_them() -> None:
+    (key, line), (other, _) = new_key("a"), new_key("a")
+    assert key != other
+    assert len(key) >= 40
+    assert key not in line
+    for name in ("", "a b", "#a"):
+        with pytest.raises(UserError, match="is no name"):
+            new_key(name)
