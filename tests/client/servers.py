@@ -95,7 +95,7 @@ class Scripted:
             fault = self.script.popleft()
             await asyncio.sleep(fault.delay_s)
             return Response(fault.body, fault.status, fault.headers)
-        if seen.raw_path.endswith(b"/image"):
+        if seen.raw_path.count(b"/") == 4 and seen.raw_path.endswith(b"/image"):
             return Response(b"\x89PNG", media_type="image/png")
         answer = self._routed(seen)
         status = 202 if isinstance(answer, EventsResponse) else 200

@@ -6,6 +6,7 @@ import json
 import logging
 import pickle
 import socket
+import threading
 import time
 from typing import Any
 
@@ -190,7 +191,7 @@ def test_nobody_listens(connect: Connect, clock: Clock) -> None:
 
 
 def test_a_slow_answer_is_asked_for_again(connect: Connect, server: Scripted) -> None:
-    server.script.append(Fault(500, delay_s=0.9))
+    server.script.append(Fault(500, delay_s=1.5))
     assert connect(timeout_s=1.2, retries=1).index().items == 7  # given up after 0.6 s
     assert len(server.seen) == 2
 
@@ -204,6 +205,22 @@ def test_the_deadline_ends_every_kind_of_slowness(connect: Connect, serve: Any, 
         with pytest.raises(ConnectionFailed, match="no answer in time"):
             client.search(image=picture)
         assert 0.1 < time.monotonic() - began < 2  # the server would take 4
+
+
+def test_a_connection_that_was_given_up_is_closed(connect: Connect) -> None:
+    closed = threading.Event()
+
+    def noticing(connection: socket.socket) -> None:
+        try:
+            trickling(connection)
+        except OSError:
+            closed.set()
+
+    with raw_server(noticing) as url:
+        client = connect(url, timeout_s=0.1, retries=0)
+        with pytest.raises(ConnectionFailed) as caught:
+            client.index()
+        assert closed.wait(2), caught.value  # whoever holds the error does not hold the connection
 
 
 def test_timeouts_shrink_while_an_attempt_lasts(clock: Clock) -> None:

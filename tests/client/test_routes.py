@@ -97,6 +97,8 @@ def test_what_is_served(client: Any) -> None:
 @example("..")
 @example(".")
 @example("../../v1/index")
+@example("image")
+@example("a/image")
 @example("a/b//c/")
 @example("%2F%")
 @example("? # ;=&+ :@")
