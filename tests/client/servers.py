@@ -18,7 +18,7 @@ import numpy as np
 import uvicorn
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sidray.serving.embedding_schemas import Embedding, EmbeddingsRequest, EmbeddingsResponse, Usage
 from sidray.serving.item_schemas import (
@@ -103,8 +103,9 @@ class Scripted:
 
     def _routed(self, seen: Seen) -> Any:
         """Bodies are read as strictly as the service does."""
-        model = Model(id="m-1", dimension=2, max_query_tokens=16, images=True)
-        index = Index(**KEY.model_dump(), dimension=2, items=7, partitions=2, fields=["shop"], lag_seconds=0.0)
+        model = Model(id="m-1", run="smgr-1", dimension=2, max_query_tokens=16, images=True)
+        served = {"dimension": 2, "items": 7, "partitions": 2, "fields": ["shop"], "delta": 0, "lag_seconds": 0.0}
+        index = Index(**KEY.model_dump(), **served)
         routes: dict[tuple[str, str], Callable[[bytes], Any]] = {
             ("POST", "/v1/search"): _search,
             ("POST", "/v1/similar"): _similar,
@@ -161,16 +162,21 @@ def embeddings(body: bytes) -> EmbeddingsResponse:
 
 
 @contextmanager
-def serving(scripted: Scripted) -> Iterator[Scripted]:
-    """Under uvicorn in a thread, for the block."""
+def under_uvicorn(app: ASGIApp) -> Iterator[str]:
+    """Its URL, for the block; the server runs in a thread."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        scripted.url = url_of(listener)
-        server = uvicorn.Server(uvicorn.Config(scripted, log_level="critical", lifespan="off"))
+        server = uvicorn.Server(uvicorn.Config(app, log_level="critical", lifespan="off"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
-        yield scripted
+        yield url_of(listener)
         server.should_exit = True
         thread.join(10)
+
+
+@contextmanager
+def serving(scripted: Scripted) -> Iterator[Scripted]:
+    with under_uvicorn(scripted) as scripted.url:
+        yield scripted
 
 
 @contextmanager

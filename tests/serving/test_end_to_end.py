@@ -9,11 +9,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
+from sidray.client import ApiError, Client
 from sidray.data.catalogue import Catalogue
 from sidray.embedding.runtime import RunModel
 from sidray.finished import RunFolder
+from sidray.retrieval.collection import Collection
 from sidray.retrieval.index import PartitionedIndex
 from sidray.search import query_vector
 from sidray.serving.run import running_service
@@ -91,4 +94,65 @@ def test_what_is_served(client: httpx.Client, debug_run: str) -> None:
     assert client.get("/readyz").json() == {"status": "ready"}
     assert client.get("/v1/models").json()["data"][0]["id"] == index["model_key"]
     assert index["generation"] == run.steps["index"]
+    assert index["run"] == run.name
     assert index["items"] == Catalogue.open(run.output("catalogue")).n_items
+
+
+def test_a_written_item_is_found_at_once_and_a_deleted_one_is_not(client: httpx.Client, debug_run: str) -> None:
+    """Read your writes: through the delta, within the 2 s of min_table_version."""
+    service = Client(str(client.base_url))
+    picture = picture_of(RunFolder.open(debug_run), 5)
+    items = [{"item_id": f"new/{n}", "title": "purple submarine", "partition": "boats"} for n in range(3)]
+    version = service.put_items([{**items[0], "image": picture}, *items[1:]]).table_version
+    found = service.search("purple submarine", partition="boats", min_table_version=version, with_fields=["sids"])
+    assert {hit.item_id for hit in found.hits} == {"new/0", "new/1", "new/2"}
+    assert found.index.table_version >= version
+    assert all(len(hit.fields["sids"]) == 9 for hit in found.hits)
+    assert service.item("new/0").title == "purple submarine"
+    assert service.item_image("new/0")[:3] == b"\xff\xd8\xff"
+    near = service.similar(["new/1", "unheard-of"], partition="boats")
+    assert {hit.item_id for hit in near.hits} == {"new/0", "new/2"}  # not what was seen
+    assert near.unknown == ["unheard-of"]
+    assert service.put_items(items[1:]).table_version == version  # nothing new
+    last = max(service.delete_item(item["item_id"]).table_version for item in items)
+    gone = service.search("purple submarine", partition="boats", min_table_version=last)
+    assert gone.hits == []  # an emptied partition is no error
+    with pytest.raises(ApiError) as caught:
+        service.delete_item("new/0")
+    assert (caught.value.status, caught.value.code) == (404, "unknown_item")
+
+
+def test_written_items_get_the_vectors_of_the_run(client: httpx.Client, debug_run: str) -> None:
+    """An item of the catalogue, written under a new id, lies where its twin lies."""
+    run = RunFolder.open(debug_run)
+    catalogue = Catalogue.open(run.output("catalogue"))
+    columns = ["title", "image", "partition", *catalogue.text_fields]
+    twins = catalogue.items(np.arange(40), columns).to_pylist()
+    service = Client(str(client.base_url))
+    version = service.put_items([{**twin, "item_id": f"twin{n}"} for n, twin in enumerate(twins)]).table_version
+    ids = catalogue.items(np.arange(40), ["item_id"])["item_id"].to_pylist()
+    for n, item_id in enumerate(ids):
+        hits = service.similar([f"twin{n}"], k=3, min_table_version=version).hits
+        assert next(hit.score for hit in hits if hit.item_id == item_id) > 0.9999
+    for n in range(len(twins)):
+        service.delete_item(f"twin{n}")
+
+
+def test_a_version_that_does_not_come_is_503(client: httpx.Client) -> None:
+    answer = client.post("/v1/search", json={"query": "cat", "min_table_version": 10**6})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "version_not_reached")
+    assert answer.headers["retry-after"] == "1"
+
+
+def test_embeddings_are_those_of_the_searches(client: httpx.Client, debug_run: str) -> None:
+    model = RunModel.load(RunFolder.open(debug_run))
+    vectors = Client(str(client.base_url)).embed(QUERIES * 20)
+    np.testing.assert_allclose(vectors, np.tile(model.queries(QUERIES), (20, 1)), atol=1e-4)
+
+
+def test_events_are_kept_once(client: httpx.Client, debug_run: str) -> None:
+    event = {"user_id": "u", "item_id": "i", "action": "click", "ts": "2026-01-31T12:00:00Z"}
+    for _ in range(2):
+        assert client.post("/v1/events", json={"events": [event]}).status_code == 202
+    kept = pq.read_table(Collection.of(RunFolder.open(debug_run)).events).to_pylist()
+    assert [(row["user_id"], row["action"]) for row in kept] == [("u", "click")]

@@ -1,59 +1,65 @@
-"""OpenAI's own Python client against the shapes of /v1/embeddings, over HTTP."""
+"""OpenAI's own Python client against the gateway, over HTTP."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from tests.client.servers import Fault, Scripted, serving
+from sidray.serving.auth import Keys, new_key
+from sidray.serving.gateway import create_api
+from sidray.serving.service import Limits, Service
+from tests.client.servers import under_uvicorn
+from tests.serving.fakes import MAX_PIXELS, MODEL_KEY, FakeBackend
 
 openai = pytest.importorskip("openai")
+KEY, LINE = new_key("openai")
+KEYS = Keys(dict([LINE.split()]))
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    with under_uvicorn(create_api(Service(FakeBackend(), Limits(MAX_PIXELS, 5.0)), 8, KEYS)) as url:
+        yield f"{url}/v1"
 
 
 @pytest.fixture
-def server() -> Iterator[Scripted]:
-    """Reads EmbeddingsRequest, answers EmbeddingsResponse."""
-    with serving(Scripted()) as scripted:
-        yield scripted
-
-
-@pytest.fixture
-def client(server: Scripted) -> Iterator[Any]:
-    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="geheim", max_retries=0) as made:
+def client(url: str) -> Iterator[Any]:
+    with openai.OpenAI(base_url=url, api_key=KEY, max_retries=0) as made:
         yield made
 
 
-@pytest.mark.parametrize("options", [{}, {"encoding_format": "float"}, {"dimensions": 2}, {"user": "u"}])
-def test_vectors_arrive_as_numbers(client: Any, options: dict[str, Any]) -> None:
+@pytest.mark.parametrize("options", [{}, {"encoding_format": "float"}, {"dimensions": 4}, {"user": "u"}])
+@pytest.mark.parametrize("given", ["soup", ["soup", "rice"]])
+def test_vectors_arrive_as_numbers(client: Any, options: dict[str, Any], given: Any) -> None:
     """By default it asks for base64 and decodes it."""
-    answer = client.embeddings.create(model="m-1", input=["7", "8"], **options)
-    rows = sorted(answer.data, key=lambda row: row.index)
-    assert [row.embedding for row in rows] == [[7, pytest.approx(0.1)], [8, pytest.approx(0.1)]]
-    assert (answer.model, answer.usage.total_tokens) == ("m-1", 3)
-
-
-def test_what_it_sends(client: Any, server: Scripted) -> None:
-    client.embeddings.create(model="m-1", input="7")
-    client.embeddings.create(model="m-1", input=["7"], dimensions=2)
-    assert [seen.json for seen in server.seen] == [
-        {"model": "m-1", "input": "7", "encoding_format": "base64"},
-        {"model": "m-1", "input": ["7"], "encoding_format": "base64", "dimensions": 2},
-    ]
-    assert server.seen[0].headers["authorization"] == "Bearer geheim"
+    answer = client.embeddings.create(model=MODEL_KEY, input=given, **options)
+    count = 1 if isinstance(given, str) else 2
+    assert [(row.index, row.embedding) for row in answer.data] == [(n, [1, 0, 0, 0]) for n in range(count)]
+    assert (answer.model, answer.usage.total_tokens) == (MODEL_KEY, 4 * count)
 
 
 def test_models(client: Any) -> None:
-    assert [model.id for model in client.models.list()] == ["m-1"]
-    assert client.models.list().data[0].owned_by == "sidray"
+    assert [(model.id, model.owned_by) for model in client.models.list()] == [(MODEL_KEY, "sidray")]
 
 
-@pytest.mark.parametrize(("status", "kind"), [(400, "BadRequestError"), (429, "RateLimitError")])
-def test_refusals_become_its_own_errors(client: Any, server: Scripted, status: int, kind: str) -> None:
-    error = {"type": "invalid_request_error", "code": "bad", "message": "not so", "param": "dimensions"}
-    server.script.append(Fault(status, json.dumps({"error": error}).encode()))
-    with pytest.raises(getattr(openai, kind), match="not so") as caught:
-        client.embeddings.create(model="m-1", input=["7"], dimensions=3)
-    assert (caught.value.code, caught.value.param, caught.value.type) == ("bad", "dimensions", "invalid_request_error")
+@pytest.mark.parametrize(
+    ("change", "kind", "code", "param"),
+    [
+        ({"dimensions": 2}, "BadRequestError", "unsupported_dimensions", "dimensions"),
+        ({"model": "gpt"}, "NotFoundError", "model_not_found", "model"),
+        ({"input": [[1, 2]]}, "BadRequestError", "input_type", "input"),
+    ],
+)
+def test_refusals_become_its_own_errors(client: Any, change: dict[str, Any], kind: str, code: str, param: str) -> None:
+    with pytest.raises(getattr(openai, kind)) as caught:
+        client.embeddings.create(**{"model": MODEL_KEY, "input": "soup", **change})
+    assert (caught.value.code, caught.value.param) == (code, param)
+
+
+def test_a_wrong_key(url: str) -> None:
+    with openai.OpenAI(base_url=url, api_key="wrong", max_retries=0) as made:
+        with pytest.raises(openai.AuthenticationError, match="not valid") as caught:
+            made.models.list()
+        assert caught.value.code == "invalid_api_key"

@@ -81,12 +81,14 @@ class Keys:
             name = self._name(key.strip())
             if not name:
                 return _WRONG
-        if (
-            self._rate
-            and not self._buckets.setdefault(name, _Bucket(self._rate, max(1.0, self._rate), monotonic())).take()
-        ):
+        if self._rate and not self._bucket(name).take():
             return Refusal(429, "rate_limited", f"more than {self._rate:g} requests a second; try again")
         return None
+
+    def _bucket(self, name: str) -> _Bucket:
+        if name not in self._buckets:
+            self._buckets[name] = _Bucket(self._rate, max(1.0, self._rate), monotonic())
+        return self._buckets[name]
 
     def _name(self, key: str) -> str:
         """Whose key it is, "" when nobody's: every hash is looked at, whichever matches."""
