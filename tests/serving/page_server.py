@@ -78,7 +78,7 @@ def api_of(fake: FakeService) -> FastAPI:
         fake.check(request)
         fake.searched.append(body)
         if fake.held and body.text == fake.held:
-            fake.release.wait(10)
+            fake.release.wait(30)
         fake.answered.append(body.text)
         return SearchResponse(hits=fake.hits.get(body.text, []), index=KEY, took_ms=TOOK)
 

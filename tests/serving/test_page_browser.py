@@ -62,7 +62,7 @@ class Page:
         return self.driver.execute_script(script, *values)
 
     def until(self, condition: Callable[[], Any]) -> Any:
-        wait = WebDriverWait(self.driver, 5, 0.02, [StaleElementReferenceException])
+        wait = WebDriverWait(self.driver, 10, 0.02, [StaleElementReferenceException])
         return wait.until(lambda _: condition())
 
     def find(self, selector: str) -> WebElement:
@@ -206,6 +206,13 @@ def test_a_click_shows_similar_items_and_back_returns(page: Page, fake: FakeServ
     page.driver.forward()
     page.shows("Noodle soup", "Tomato soup", HOSTILE)
     assert page.find("#query").get_property("value") == "soup"
+
+
+def test_a_picture_that_does_not_decode_leaves_its_place(page: Page, fake: FakeService) -> None:
+    fake.pictures["s2"] = b"no picture"
+    page.open("?q=soup")
+    page.until(lambda: page.run("return document.querySelectorAll('#hits [data-picture=none]').length") == 2)
+    assert page.run(_WIDTHS) == [24, 0, 0]
 
 
 def test_a_search_can_be_linked(page: Page, fake: FakeService) -> None:

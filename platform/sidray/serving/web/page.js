@@ -138,7 +138,7 @@ function draw(answer, signal) {
 
 const WELCOME = {
   text: "Type words, or drop, paste or choose a picture, or both.\nA result leads to the items that are like it.",
-  code: "Keys: / to the box, arrows over the results, Enter to similar items, Escape back",
+  code: "Keys: / for the box, arrows, Enter for similar items, Escape to go back",
 };
 const EMPTY = "Other words may say it better.";
 const EMPTY_HERE = "Other words may say it better, or another partition has it.";
