@@ -7,6 +7,7 @@ from importlib.resources import files
 
 import pytest
 
+from sidray.serving.auth import Keys, new_key
 from tests.serving.fakes import FakeBackend, client_of
 
 FILES = {
@@ -59,6 +60,13 @@ async def test_tags_differ_and_head_is_answered() -> None:
         tags = {(await client.head(path)).headers["etag"] for path in FILES}
         assert len(tags) == len(FILES)
         assert (await client.post("/")).status_code == 405
+
+
+async def test_the_page_itself_needs_no_key() -> None:
+    name, value = new_key("team")[1].split()
+    async with client_of(FakeBackend(), keys=Keys({name: value})) as client:
+        assert (await client.get("/v1/index")).status_code == 401
+        assert {(await client.get(path)).status_code for path in FILES} == {200}
 
 
 async def test_the_page_is_no_part_of_the_api() -> None:

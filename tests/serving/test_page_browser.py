@@ -393,6 +393,7 @@ def test_a_key_is_asked_for_and_sent_with_everything(page: Page, fake: FakeServi
 
 
 def test_everything_goes_by_keyboard(page: Page, fake: FakeService) -> None:
+    fake.similar["s2"] = ALIKE
     page.type("soup", Keys.ENTER)
     page.shows("Noodle soup", "Tomato soup", HOSTILE)
     page.type(Keys.ARROW_DOWN)
@@ -404,12 +405,12 @@ def test_everything_goes_by_keyboard(page: Page, fake: FakeService) -> None:
     assert page.focused() == "Noodle soup"
     page.type(Keys.ARROW_UP)
     assert page.focused() == "query"
-    page.type(Keys.ARROW_DOWN, Keys.ENTER)
+    page.type(Keys.ARROW_DOWN, Keys.ARROW_RIGHT, Keys.ENTER)
     page.shows("Ramen bowl", "Hot pot")
     page.until(lambda: page.focused() == "Ramen bowl")
     page.type(Keys.ESCAPE)
     page.shows("Noodle soup", "Tomato soup", HOSTILE)
-    page.until(lambda: page.focused() == "Noodle soup")  # where the reader was
+    page.until(lambda: page.focused() == "Tomato soup")  # where the reader was
     page.type("/")
     assert page.focused() == "query"
     page.type("pot")  # replaces what is selected
