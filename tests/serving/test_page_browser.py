@@ -454,8 +454,8 @@ def test_nothing_leaves_the_origin(page: Page) -> None:
 
 
 def test_the_browser_has_nothing_to_complain_about(page: Page) -> None:
-    page.driver.get_log("browser")
-    page.search("soup")
+    page.driver.get_log("browser")  # of the tests before
+    page.open("?q=soup")
     page.shows("Noodle soup", "Tomato soup", HOSTILE)
     page.until(lambda: page.run("return document.querySelectorAll('#hits [data-picture]').length") == 3)
     complaints = [entry["message"] for entry in page.driver.get_log("browser")]
