@@ -12,7 +12,7 @@ from fastapi import FastAPI
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from sidray.serving import problems
+from sidray.serving import page, problems
 from sidray.serving.auth import Keys
 from sidray.serving.guard import Guard
 from sidray.serving.handles import HandleBackend
@@ -27,6 +27,7 @@ def create_api(service: Service, max_in_flight: int, keys: Keys) -> FastAPI:
     api.state.service = service
     api.include_router(router)
     api.include_router(probes)
+    api.include_router(page.router)
     api.add_middleware(Guard, max_in_flight=max_in_flight, keys=keys)
     problems.install(api)
     return api
