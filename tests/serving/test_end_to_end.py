@@ -150,6 +150,12 @@ def test_embeddings_are_those_of_the_searches(client: httpx.Client, debug_run: s
     np.testing.assert_allclose(vectors, np.tile(model.queries(QUERIES), (20, 1)), atol=1e-4)
 
 
+def test_an_answer_carries_the_clients_request_id_or_one_of_its_own(client: httpx.Client) -> None:
+    assert client.get("/healthz", headers={"X-Request-Id": "abc-1"}).headers.get_list("x-request-id") == ["abc-1"]
+    own = [client.get("/healthz").headers["x-request-id"] for _ in range(2)]
+    assert len(set(own)) == 2
+
+
 def test_events_are_kept_once(client: httpx.Client, debug_run: str) -> None:
     event = {"user_id": "u", "item_id": "i", "action": "click", "ts": "2026-01-31T12:00:00Z"}
     for _ in range(2):

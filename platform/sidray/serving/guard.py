@@ -6,10 +6,8 @@ Serve's own refusals are plain text and would pass by the API's error format, so
 from __future__ import annotations
 
 import logging
-import re
-import uuid
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sidray.serving.auth import Keys
@@ -19,7 +17,6 @@ from sidray.serving.problems import ApiError, overloaded, response
 MAX_BODY_BYTES = 32 * 2**20
 _ITEMS = "/v1/items/"
 _PROTECTED = ("/v1/", "/metrics")
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _LOGGER = logging.getLogger("ray.serve")
 _TOO_LARGE = Refusal(413, "body_too_large", f"the body is larger than {MAX_BODY_BYTES:,} bytes")
 _UNEXPECTED = Refusal(500, "internal_error", "an unexpected error; the service's log has its cause")
@@ -38,7 +35,7 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        scope, send = _encoded_ids(scope), _with_request_id(scope, send)
+        scope = _encoded_ids(scope)
         if not scope["path"].startswith(_PROTECTED):
             await self._guarded(scope, receive, send)
         elif self.in_flight >= self.max_in_flight:
@@ -78,19 +75,6 @@ def _encoded_ids(scope: Scope) -> Scope:
     if not scope["path"].startswith(_ITEMS) or not raw:
         return scope
     return {**scope, "path": raw.decode("latin-1")}
-
-
-def _with_request_id(scope: Scope, send: Send) -> Send:
-    """Answers carry the client's X-Request-Id, or one of their own."""
-    given = Headers(scope=scope).get("x-request-id", "")
-    request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-
-    async def named(message: Message) -> None:
-        if message["type"] == "http.response.start":
-            MutableHeaders(scope=message)["X-Request-Id"] = request_id
-        await send(message)
-
-    return named
 
 
 def _declared(scope: Scope) -> int:
