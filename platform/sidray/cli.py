@@ -65,10 +65,50 @@ def serve(
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
     variant: VariantOption = "",
 ) -> None:
-    """Serves a finished run: POST /v1/search. Ends with Ctrl-C."""
+    """Serves a finished run: the search page and the API. Ends with Ctrl-C."""
+    from sidray.serving.environment import serve_environment
+
+    serve_environment()
     from sidray.serving.run import serve_run
 
     serve_run(run, variant, host, port)
+
+
+@app.command()
+def reindex(run: RunArgument, variant: VariantOption = "") -> None:
+    """Folds what was written to a served run into a new generation of its index, as the service does by itself."""
+    from sidray.cluster import on_cluster, ray_cluster
+    from sidray.finished import RunFolder
+    from sidray.retrieval.collection import Collection
+
+    collection = Collection.of(RunFolder.open(run, variant))
+    with ray_cluster():
+        generation = on_cluster(collection.fold)
+    typer.echo(f"{generation.name}: table version {generation.table_version}, {collection.index_folder(generation)}")
+
+
+@app.command()
+def rollback(
+    run: RunArgument,
+    generation: Annotated[str, typer.Argument(help="default: the one before the current")] = "",
+    variant: VariantOption = "",
+) -> None:
+    """Takes the item table and the index of a served run back to an earlier generation; later writes are gone."""
+    from sidray.finished import RunFolder
+    from sidray.retrieval.collection import Collection
+
+    collection = Collection.of(RunFolder.open(run, variant))
+    kept = collection.rollback(generation)
+    typer.echo(f"{kept.name}: table version {kept.table_version} is current again")
+
+
+@app.command()
+def key(name: Annotated[str, typer.Argument(help="of the client")]) -> None:
+    """Makes an API key: prints it, and the line for the file that `gateway.keys` names."""
+    from sidray.serving.auth import new_key
+
+    made, line = new_key(name)
+    typer.echo(f"key, shown this once:   {made}\nline of the keys file:  {line}")
 
 
 @app.command()

@@ -44,7 +44,8 @@ def test_a_finished_run_is_an_application(run: str) -> None:
         ({"replica": 2}, "replica: unknown key"),
         ({"embedder": {"replica": 2}}, "embedder.replica: unknown key (did you mean 'replicas'?)"),
         ({"recall": {"replicas": 0}}, "recall.replicas"),
-        ({"embedder": {"max_ongoing": 8, "autoscaling": {"target_ongoing_requests": 8}}}, "would never scale"),
+        ({"recall": {"max_ongoing": 8, "autoscaling": {"target_ongoing_requests": 8}}}, "would never scale"),
+        ({"embedder": {"autoscaling": {"target_ongoing_requests": 8}}}, "target_ongoing_requests: unknown key"),
         ({"embedder": {"autoscaling": {"min_replicas": 5, "max_replicas": 2}}}, "min_replicas=5 is more than"),
     ],
 )

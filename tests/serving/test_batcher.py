@@ -17,6 +17,10 @@ from sidray.serving.batcher import Batcher
 T = TypeVar("T")
 
 
+def ignore(costs: list[int], seconds: float) -> None:
+    """What a batcher tells of its batches."""
+
+
 def run(work: Coroutine[Any, Any, T]) -> T:
     return asyncio.run(work)
 
@@ -32,7 +36,7 @@ def test_batches_hold_the_budget_and_keep_the_order(costs: list[int], budget: in
 
     async def work() -> list[int]:
         with ThreadPoolExecutor(1) as executor:
-            batcher = Batcher(compute, executor, budget, 0.0)
+            batcher = Batcher(compute, executor, budget, 0.0, ignore)
             return await asyncio.gather(*(batcher.submit(row, cost) for row, cost in enumerate(costs)))
 
     assert run(work()) == [row * 10 for row in range(len(costs))]
@@ -55,7 +59,7 @@ def test_what_arrives_while_the_model_computes_is_the_next_batch() -> None:
 
     async def work() -> None:
         with ThreadPoolExecutor(1) as executor:
-            batcher = Batcher(compute, executor, 100, 0.0)
+            batcher = Batcher(compute, executor, 100, 0.0, ignore)
             first = asyncio.create_task(batcher.submit("a"))
             while not batches:
                 await asyncio.sleep(0.001)
@@ -79,7 +83,7 @@ def test_an_idle_batcher_waits_for_company() -> None:
 
     async def work() -> None:
         with ThreadPoolExecutor(1) as executor:
-            batcher = Batcher(compute, executor, 100, 0.2)
+            batcher = Batcher(compute, executor, 100, 0.2, ignore)
             first = asyncio.create_task(batcher.submit("a"))
             await asyncio.sleep(0.02)
             await asyncio.gather(first, batcher.submit("b"))
@@ -96,7 +100,7 @@ def test_a_bad_row_fails_alone() -> None:
 
     async def work() -> list[int | BaseException]:
         with ThreadPoolExecutor(1) as executor:
-            batcher = Batcher(compute, executor, 100, 0.0)
+            batcher = Batcher(compute, executor, 100, 0.0, ignore)
             answers = await asyncio.gather(*(batcher.submit(row) for row in range(4)), return_exceptions=True)
             assert await batcher.submit(9) == 9  # and the batcher lives on
             return answers
@@ -115,7 +119,7 @@ def test_a_client_that_has_gone_costs_nothing() -> None:
 
     async def work() -> None:
         with ThreadPoolExecutor(1) as executor:
-            batcher = Batcher(compute, executor, 100, 0.02)
+            batcher = Batcher(compute, executor, 100, 0.02, ignore)
             gone = asyncio.create_task(batcher.submit("gone"))
             stays = asyncio.create_task(batcher.submit("stays"))
             await asyncio.sleep(0)
@@ -126,3 +130,25 @@ def test_a_client_that_has_gone_costs_nothing() -> None:
 
     run(work())
     assert computed == ["stays"]
+
+
+def test_what_waits_and_is_computed_is_outstanding() -> None:
+    gate = threading.Event()
+
+    def compute(rows: list[int]) -> list[int]:
+        gate.wait(5)
+        if -1 in rows:
+            raise ValueError("bad")
+        return rows
+
+    async def work() -> list[int]:
+        with ThreadPoolExecutor(1) as executor:
+            batcher = Batcher(compute, executor, 8, 0.0, ignore)
+            tasks = [asyncio.create_task(batcher.submit(row, cost)) for row, cost in ((1, 5), (-1, 4), (3, 2))]
+            await asyncio.sleep(0.01)
+            seen = [batcher.outstanding]
+            gate.set()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            return [*seen, batcher.outstanding]
+
+    assert run(work()) == [11, 0]

@@ -143,3 +143,13 @@ async def test_health_fails_when_the_model_thread_hangs(
     gate.set()
     await waiting
     await embedder.check_health()
+
+
+async def test_what_is_outstanding_is_reported_in_tokens(model: FakeModel, run: RunFolder) -> None:
+    """A picture counts as its share of a batch: a quarter of 80 tokens."""
+    embedder = Embedder(run, EmbedderSettings(batch_tokens=80, batch_pictures=4, batch_wait_ms=50))
+    waiting = [asyncio.create_task(embedder.embed(*each)) for each in (("abc", None), ("", b"png"))]
+    await asyncio.sleep(0.01)
+    assert await embedder.record_autoscaling_stats() == {"outstanding_tokens": 23}
+    await asyncio.gather(*waiting)
+    assert await embedder.record_autoscaling_stats() == {"outstanding_tokens": 0}

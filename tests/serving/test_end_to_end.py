@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import socket
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -154,6 +155,17 @@ def test_an_answer_carries_the_clients_request_id_or_one_of_its_own(client: http
     assert client.get("/healthz", headers={"X-Request-Id": "abc-1"}).headers.get_list("x-request-id") == ["abc-1"]
     own = [client.get("/healthz").headers["x-request-id"] for _ in range(2)]
     assert len(set(own)) == 2
+
+
+def test_metrics_of_all_replicas_are_on_one_page(client: httpx.Client) -> None:
+    """Ray's exporters lag by some seconds."""
+    wanted = ("sidray_requests", 'route="/v1/search"', "sidray_embedder_rows", "ray_serve")
+    until = time.monotonic() + 30
+    while time.monotonic() < until:
+        text = client.get("/metrics").text
+        if all(each in text for each in wanted):
+            break
+    assert [each for each in wanted if each not in text] == []
 
 
 def test_events_are_kept_once(client: httpx.Client, debug_run: str) -> None:

@@ -318,6 +318,7 @@ async def test_openapi_describes_the_routes_and_every_error() -> None:
         "/v1/index": ["get"],
         "/healthz": ["get"],
         "/readyz": ["get"],
+        "/metrics": ["get"],
     }
     responses = document["paths"]["/v1/search"]["post"]["responses"]
     assert set(responses) == {"200", "400", "401", "404", "413", "415", "422", "429", "500", "503", "504"}

@@ -8,10 +8,8 @@ from typing import Any
 import pytest
 
 from sidray.serving.auth import Keys, new_key
-from sidray.serving.gateway import create_api
-from sidray.serving.service import Limits, Service
 from tests.client.servers import under_uvicorn
-from tests.serving.fakes import MAX_PIXELS, MODEL_KEY, FakeBackend
+from tests.serving.fakes import MODEL_KEY, FakeBackend, api_of
 
 openai = pytest.importorskip("openai")
 KEY, LINE = new_key("openai")
@@ -20,7 +18,7 @@ KEYS = Keys(dict([LINE.split()]))
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    with under_uvicorn(create_api(Service(FakeBackend(), Limits(MAX_PIXELS, 5.0)), 8, KEYS)) as url:
+    with under_uvicorn(api_of(FakeBackend(), 8, KEYS)) as url:
         yield f"{url}/v1"
 
 

@@ -17,7 +17,7 @@ from sidray.serving.auth import Keys
 from sidray.serving.embedder import Embedder
 from sidray.serving.gateway import Gateway
 from sidray.serving.recall import Recall
-from sidray.serving.settings import DeploymentSettings, ReplicaSettings, ServiceSettings
+from sidray.serving.settings import DeploymentSettings, EmbedderSettings, ReplicaSettings, ServiceSettings
 from sidray.serving.writer_replica import WriterReplica
 
 _NEEDED = ("text-weights", "pretrained-towers", "table", "index")
@@ -52,11 +52,11 @@ def build_app(args: Values) -> Application:
 def _deployment(target: type[Any], settings: ReplicaSettings, gpus: float = 0.0, **options: int) -> serve.Deployment:
     """`options`: Serve's own, over those that the settings give."""
     given: dict[str, Any] = {"max_ongoing_requests": settings.max_ongoing}
-    if isinstance(settings, DeploymentSettings):
+    if isinstance(settings, DeploymentSettings | EmbedderSettings):
         if settings.autoscaling is None:
             given["num_replicas"] = settings.replicas
         else:
-            given["autoscaling_config"] = settings.autoscaling.model_dump()
+            given["autoscaling_config"] = settings.autoscaling.options()
     deployment: serve.Deployment = serve.deployment(
         name=target.__name__.removesuffix("Replica"),
         ray_actor_options={"num_cpus": settings.cpus, "num_gpus": gpus},

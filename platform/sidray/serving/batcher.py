@@ -1,6 +1,6 @@
 """Many concurrent requests, one model thread: what waits is computed together.
 
-    batcher = Batcher(encode, executor, budget=4096, wait_s=0.002)
+    batcher = Batcher(encode, executor, budget=4096, wait_s=0.002, observe=print)
     vector = await batcher.submit("noodle soup", cost=5)
 
 An idle batcher waits `wait_s` for company; while the thread computes, the next batch gathers by itself.
@@ -29,18 +29,26 @@ class _Waiting(Generic[T, R]):
 
 class Batcher(Generic[T, R]):
     """`compute` maps a list to as many results, in `executor`. A batch, padded to its costliest row, stays within
-    `budget`; a row above it goes alone. All calls come from one event loop."""
+    `budget`; a row above it goes alone. `observe` is told the costs of each batch and its seconds. All calls come from
+    one event loop."""
 
     def __init__(
-        self, compute: Callable[[list[T]], Sequence[R]], executor: Executor, budget: int, wait_s: float
+        self,
+        compute: Callable[[list[T]], Sequence[R]],
+        executor: Executor,
+        budget: int,
+        wait_s: float,
+        observe: Callable[[list[int], float], None],
     ) -> None:
         self._compute = compute
         self._executor = executor
-        self._budget = budget
+        self.budget = budget
         self._wait_s = wait_s
+        self._observe = observe
         self._queue: deque[_Waiting[T, R]] = deque()
         self._drain_task: asyncio.Task[None] | None = None
         self._since: float | None = None
+        self.outstanding = 0  # the cost of what waits and of what is computed
 
     @property
     def busy_s(self) -> float:
@@ -53,7 +61,11 @@ class Batcher(Generic[T, R]):
         self._queue.append(waiting)
         if self._drain_task is None or self._drain_task.done():
             self._drain_task = asyncio.create_task(self._drain())
-        return await waiting.future
+        self.outstanding += cost
+        try:
+            return await waiting.future
+        finally:
+            self.outstanding -= cost
 
     async def _drain(self) -> None:
         await asyncio.sleep(self._wait_s)
@@ -62,6 +74,7 @@ class Batcher(Generic[T, R]):
             try:
                 await self._run(batch)
             finally:
+                self._observe([row.cost for row in batch], self.busy_s)
                 self._since = None
 
     def _take(self) -> list[_Waiting[T, R]]:
@@ -72,7 +85,7 @@ class Batcher(Generic[T, R]):
             row = self._queue[0]
             if not row.future.done():
                 width = max(width, row.cost)
-                if batch and width * (len(batch) + 1) > self._budget:
+                if batch and width * (len(batch) + 1) > self.budget:
                     break
                 batch.append(row)
             self._queue.popleft()

@@ -7,22 +7,27 @@ most one batch in the thread, so that a bulk client cannot starve searches: a se
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
 from sidray.embedding.runtime import RunModel
 from sidray.finished import RunFolder
+from sidray.serving.autoscaling import STAT
 from sidray.serving.batcher import Batcher
 from sidray.serving.messages import Embedded, EncodedItems, NewItem, Refusal, Times, Vector
+from sidray.serving.metrics import BatchMetrics
 from sidray.serving.schemas import Model
 from sidray.serving.settings import EmbedderSettings
 
+T = TypeVar("T")
+R = TypeVar("R")
 MAX_INPUT_TOKENS = 8192
 STALLED_S = 120.0
 
@@ -49,17 +54,17 @@ class Embedder:
         self._run = run.name
         self._images = "image-weights" in run.steps
         self._max_query_tokens = run.recipe.model.text.max_query_tokens
-        wait_s = settings.batch_wait_ms / 1000
-        self._texts: Batcher[str, _Computed | Refusal] = Batcher(self._read, executor, settings.batch_tokens, wait_s)
-        self._bulk: Batcher[str, _Computed | Refusal] = Batcher(
-            self._read, executor, settings.batch_tokens // 4, wait_s
-        )
-        self._pictures: Batcher[bytes, _Computed | Refusal] = Batcher(
-            self._look, executor, settings.batch_pictures, wait_s
-        )
-        self._items: Batcher[NewItem, tuple[Vector, list[int]]] = Batcher(
-            self._encode, executor, settings.batch_items, wait_s
-        )
+        metrics = BatchMetrics()
+
+        def lane(name: str, compute: Callable[[list[T]], Sequence[R]], budget: int) -> Batcher[T, R]:
+            observe = functools.partial(metrics.observe, name)
+            return Batcher(compute, executor, budget, settings.batch_wait_ms / 1000, observe)
+
+        self._texts = lane("queries", self._read, settings.batch_tokens)
+        self._bulk = lane("bulk", self._read, max(1, settings.batch_tokens // 4))
+        self._pictures = lane("pictures", self._look, settings.batch_pictures)
+        self._items = lane("items", self._encode, settings.batch_items)
+        self._lanes: list[Batcher[Any, Any]] = [self._texts, self._bulk, self._pictures, self._items]
 
     async def embed(self, query: str, image: bytes | None) -> Embedded | Refusal:
         """A query (unless ""), a picture (unless None), or the direction of their sum. `image` was checked."""
@@ -84,10 +89,14 @@ class Embedder:
             images=self._images,
         )
 
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """A picture or an item counts as its share of a batch."""
+        parts = (lane.outstanding / lane.budget for lane in self._lanes)
+        return {STAT: self._texts.budget * sum(parts)}
+
     async def check_health(self) -> None:
         """Serve replaces a replica whose model thread hangs."""
-        batchers: list[Batcher[Any, Any]] = [self._texts, self._bulk, self._pictures, self._items]
-        busy_s = max(batcher.busy_s for batcher in batchers)
+        busy_s = max(lane.busy_s for lane in self._lanes)
         if busy_s > STALLED_S:
             raise RuntimeError(f"the model has been busy with one batch for {busy_s:.0f} s")
 

@@ -5,7 +5,7 @@ settings = build(ServiceSettings, {"run": "sidray-runs/runs/smgr-1a2b", "embedde
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
@@ -14,18 +14,44 @@ from sidray.config import Settings
 Count = Annotated[int, Field(ge=1)]
 
 
-class Autoscaling(Settings):
-    """Serve keeps each replica near `target_ongoing_requests`, between the two counts."""
+class Bounds(Settings):
+    """Between how many replicas Serve chooses; it waits `upscale_delay_s` and `downscale_delay_s` for the need to
+    last."""
 
     min_replicas: Annotated[int, Field(ge=0)] = 1
     max_replicas: Count = 4
-    target_ongoing_requests: Annotated[float, Field(gt=0)] = 8.0
+    upscale_delay_s: Annotated[float, Field(ge=0)] = 5.0
+    downscale_delay_s: Annotated[float, Field(ge=0)] = 300.0
 
     @model_validator(mode="after")
-    def _ordered(self) -> Autoscaling:
+    def _ordered(self) -> Self:
         if self.min_replicas > self.max_replicas:
             raise ValueError(f"min_replicas={self.min_replicas} is more than max_replicas={self.max_replicas}")
         return self
+
+
+class Autoscaling(Bounds):
+    """Serve keeps each replica near `target_ongoing_requests`."""
+
+    target_ongoing_requests: Annotated[float, Field(gt=0)] = 8.0
+
+    def options(self) -> dict[str, Any]:
+        """Serve's autoscaling_config."""
+        return self.model_dump()
+
+
+class TokenAutoscaling(Bounds):
+    """Serve keeps each replica near `target_tokens` that wait or are computed (autoscaling.py)."""
+
+    target_tokens: Annotated[float, Field(gt=0)] = 512.0
+
+    def options(self) -> dict[str, Any]:
+        """Serve's autoscaling_config."""
+        policy = {
+            "policy_function": "sidray.serving.autoscaling:OutstandingTokens",
+            "policy_kwargs": {"target": self.target_tokens},
+        }
+        return {**self.model_dump(exclude={"target_tokens"}), "policy": policy}
 
 
 class ReplicaSettings(Settings):
@@ -51,11 +77,13 @@ class DeploymentSettings(ReplicaSettings):
         return self
 
 
-class EmbedderSettings(DeploymentSettings):
+class EmbedderSettings(ReplicaSettings):
     """A batch holds `batch_tokens` padded tokens, `batch_pictures` pictures or `batch_items` items; an idle model waits
     `batch_wait_ms` for company. `threads` are torch's. In each gateway replica `max_queued` requests wait; the next is
     answered 503."""
 
+    replicas: Count = 1
+    autoscaling: TokenAutoscaling | None = None
     cpus: Annotated[float, Field(ge=0)] = 1.0
     gpus: Annotated[float, Field(ge=0)] = 0.0
     max_queued: Count = 256

@@ -1,0 +1,39 @@
+"""How Ray Serve runs the service: HAProxy in front, replicas in throughput mode. Light: Serve is not imported here.
+
+    serve_environment()      # before Ray starts and before `ray.serve` is imported; what the operator set stays
+
+Measured by jobs/bench/serving.py; cluster manifests carry the same variables (SERVE_ENVIRONMENT).
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import tempfile
+
+SERVE_ENVIRONMENT = {
+    "RAY_SERVE_ENABLE_HA_PROXY": "1",
+    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+}
+
+
+def serve_environment() -> None:
+    """For a cluster that this process starts: HAProxy's files and ports are its own, so that two services on one
+    machine do not meet."""
+    folder = tempfile.mkdtemp(prefix="sidray-haproxy-")
+    own = {
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": f"{folder}/haproxy.cfg",
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": f"{folder}/admin.sock",
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": folder,
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": f"{folder}/server-state",
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(_free_port()),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(_free_port()),
+    }
+    for name, value in (SERVE_ENVIRONMENT | own).items():
+        os.environ.setdefault(name, value)
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+        return port

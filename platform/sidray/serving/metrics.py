@@ -1,0 +1,89 @@
+"""What the service counts, through Ray's metrics, and /metrics: the exporters of all live nodes as one page.
+
+    requests = RequestMetrics();  requests.observe("/v1/search", 200, 0.012)
+    text = await relay(exporters())     # Prometheus text
+
+Ray's exporter on each node has the metrics of every process there: replicas, Serve's own, the machine's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import aiohttp
+import ray
+from ray.serve.metrics import Counter, Histogram
+
+_MS = [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0, 5000.0, 10_000.0]
+_EXPORTER_S = 2.0  # a node that does not answer is left out of the page
+
+
+class RequestMetrics:
+    """Of one gateway replica; `route` is a route of the API, so that no client can add label values."""
+
+    def __init__(self) -> None:
+        tags: Any = ("route", "status")  # typed as a tuple of one in Ray
+        self._requests = Counter("sidray_requests", "answers by route and status", tag_keys=tags)
+        self._ms = Histogram("sidray_request_ms", "milliseconds of an answer", boundaries=_MS, tag_keys=("route",))
+
+    def observe(self, route: str, status: int, seconds: float) -> None:
+        self._requests.inc(1, {"route": route, "status": str(status)})
+        self._ms.observe(1000 * seconds, {"route": route})
+
+
+class BatchMetrics:
+    """Of one embedder replica: rows, real and padded cost, and how long the model was busy."""
+
+    def __init__(self) -> None:
+        lanes = ("lane",)
+        self._rows = Counter("sidray_embedder_rows", "rows through the model", tag_keys=lanes)
+        self._cost = Counter("sidray_embedder_cost", "their cost: tokens of texts, else rows", tag_keys=lanes)
+        self._padded = Counter("sidray_embedder_padded_cost", "the cost with padding", tag_keys=lanes)
+        self._busy = Counter("sidray_embedder_busy_ms", "milliseconds in the model thread", tag_keys=lanes)
+
+    def observe(self, lane: str, costs: Sequence[int], seconds: float) -> None:
+        tags = {"lane": lane}
+        self._rows.inc(len(costs), tags)
+        self._cost.inc(sum(costs), tags)
+        self._padded.inc(max(costs) * len(costs), tags)
+        self._busy.inc(max(1000 * seconds, 1e-6), tags)
+
+
+def exporters() -> list[str]:
+    """The URL of every live node's exporter."""
+    nodes = [node for node in ray.nodes() if node["Alive"] and node["MetricsExportPort"]]
+    return [f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics" for node in nodes]
+
+
+async def relay(urls: Sequence[str]) -> str:
+    """All pages as one."""
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_EXPORTER_S)) as session:
+        pages = await asyncio.gather(*(_page(session, url) for url in urls))
+    return joined(pages)
+
+
+async def _page(session: aiohttp.ClientSession, url: str) -> str:
+    try:
+        async with session.get(url) as answer:
+            return await answer.text() if answer.status == 200 else ""
+    except (TimeoutError, aiohttp.ClientError):
+        return ""
+
+
+def joined(pages: Iterable[str]) -> str:
+    """Prometheus text of several pages: each metric's HELP and TYPE once, before all of its samples."""
+    heads: dict[str, list[str]] = {}
+    samples: dict[str, list[str]] = {}
+    for page in pages:
+        name = ""
+        for line in page.splitlines():
+            if line.startswith(("# HELP ", "# TYPE ")):
+                name = line.split(" ", 3)[2]
+                if line not in heads.setdefault(name, []):
+                    heads[name].append(line)
+            elif line and not line.startswith("#"):
+                samples.setdefault(name, []).append(line)
+    lines = [line for name in samples for line in (*heads.get(name, []), *samples[name])]
+    return "\n".join([*lines, ""])
