@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 EXTRAS ?= cpu,demo
 
-.PHONY: demo test check format clean
+.PHONY: demo test chaos check format clean
 
 $(VENV)/.installed-run: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -21,6 +21,9 @@ demo: $(VENV)/.installed-run  ## SMGR, its baselines and a text-only dual tower 
 
 test: $(VENV)/.installed-dev
 	$(BIN)/pytest
+
+chaos: $(VENV)/.installed-dev  ## kill -9 of replicas under load, 20 times each
+	SIDRAY_KILLS=20 $(BIN)/pytest --timeout=3600 tests/serving/test_faults.py
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
