@@ -10,13 +10,12 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sidray.serving.guard import MAX_BODY_BYTES
 from sidray.serving.messages import Refusal
 from sidray.serving.problems import ApiError, overloaded
-from sidray.serving.schemas import ErrorBody
 from sidray.serving.service import MAX_TEXT_CHARACTERS, unit_vector
 from tests.serving.fakes import HIT, INDEX, MODEL_KEY, FakeBackend, client_of, in_base64, picture, refused
 
@@ -325,22 +324,3 @@ async def test_openapi_describes_the_routes_and_every_error() -> None:
     for status, answer in responses.items():
         schema = answer["content"]["application/json"]["schema"]["$ref"].rsplit("/", 1)[1]
         assert schema == ("SearchResponse" if status == "200" else "ErrorBody")
-
-
-json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(), max_size=8) | st.just(PNG),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
-    max_leaves=6,
-)
-keys = st.sampled_from(["query", "image", "vector", "partition", "k", "exclude", "with_fields", "filter"])
-
-
-@settings(max_examples=150, deadline=None)
-@given(body=st.one_of(json_values, st.dictionaries(keys, json_values, max_size=5)))
-def test_no_json_whatever_breaks_the_service(body: Any) -> None:
-    answer = asyncio.run(search(json.dumps(body)))
-    if answer.status_code == 200:
-        assert answer.json()["hits"] == [HIT]
-    else:
-        assert answer.status_code in {400, 413, 415, 422}
-        ErrorBody.model_validate(answer.json())

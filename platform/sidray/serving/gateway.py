@@ -30,7 +30,7 @@ def create_api(service: Service, max_in_flight: int, keys: Keys, observe: Observ
     """The ASGI application. No documentation pages: they load scripts from elsewhere.
 
     `observe` is told of every answer (guard.py); `scrape` gives the text of /metrics."""
-    api = FastAPI(title="sidray", version="1", docs_url=None, redoc_url=None)
+    api = FastAPI(title="sidray", version="1", docs_url=None, redoc_url=None, redirect_slashes=False)
     api.state.service = service
     api.include_router(router)
     api.include_router(probes)
