@@ -1,0 +1,226 @@
+"""Recall alone at the size of the paper's catalogue, beside other libraries at equal recall, each on one core.
+
+    python jobs/bench/recall.py [--items 5800000] [--rivals flat,ivf,hnswlib,usearch,lancedb,milvus] [--folder F]
+
+Items: a mixture of 1,000 clusters of unit vectors, in partitions of Zipf sizes (exponent 1) that know nothing of the
+clusters. A query is an item moved by noise of half its length and asks for the 10 nearest in that item's partition, one
+query at a time. FAISS holds all items; the other rivals a subset (--subset), ours on the same subset beside them. Each
+rival takes the first of its settings that reaches a recall@10 of .99. One JSON line. Needs the extra `bench`, about
+8 GiB of disk and, for a rival's copy of the vectors, 4 GiB of memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import resource
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from sidray.retrieval.exact import unit
+from sidray.retrieval.index import PartitionedIndex, build
+
+K = 10
+LEAST = 0.99  # recall@10 that a setting must reach
+TUNING = 200  # queries that choose a rival's setting; the timed ones come after them
+TIMED_S = 15.0  # a rival is timed for so long, or for all queries
+CLUSTERS, SPREAD, DISTANCE = 1000, 0.6, 0.5  # lengths of an item's noise and of a query's
+BLOCK = 100_000
+ON_ALL, ON_SUBSET = ("flat", "ivf"), ("hnswlib", "usearch", "usearch-each", "lancedb", "milvus")
+
+Floats = npt.NDArray[np.float32]
+Seconds = npt.NDArray[np.float64]
+Search = Callable[[Floats, int], npt.NDArray[np.int64]]  # (vector [d], its partition) -> rows
+
+
+def noise(rng: np.random.Generator, count: int, dimension: int, length: float) -> Floats:
+    return rng.standard_normal((count, dimension), np.float32) * np.float32(length / dimension**0.5)
+
+
+def write_items(folder: Path, items: int, dimension: int, partitions: int) -> pa.Table:
+    """An item table whose vectors are a memory-mapped file: [items, dimension]."""
+    rng = np.random.default_rng(0)
+    centres = unit(noise(rng, CLUSTERS, dimension, 1.0))
+    vectors = np.lib.format.open_memmap(folder / "raw.npy", mode="w+", dtype=np.float32, shape=(items, dimension))
+    for start in range(0, items, BLOCK):
+        count = min(BLOCK, items - start)
+        vectors[start : start + count] = centres[rng.integers(CLUSTERS, size=count)]
+        vectors[start : start + count] += noise(rng, count, dimension, SPREAD)
+    shares = 1 / np.arange(1, partitions + 1)
+    codes = rng.choice(partitions, items, p=shares / shares.sum())
+    names = pa.array([f"p{code:05d}" for code in range(partitions)])
+    ids = pc.binary_join_element_wise("i", pc.cast(pa.array(rng.permutation(items)), pa.string()), "")
+    sids = pa.ListArray.from_arrays(np.arange(items + 1, dtype=np.int32) * 3, np.zeros(3 * items, np.int32))
+    columns = {"item_id": ids, "title": ids, "partition": names.take(pa.array(codes)), "sids": sids}
+    flat = pa.Array.from_buffers(pa.float32(), vectors.size, [None, pa.py_buffer(vectors)])
+    columns |= {"vector": pa.FixedSizeListArray.from_arrays(flat, dimension), "model_key": pa.repeat("bench", items)}
+    return pa.table(columns)
+
+
+def make_queries(index: PartitionedIndex, count: int) -> dict[str, Any]:
+    """Vectors [Q, d], the partition of each [Q], and the true rows [Q, 10], -1 where a partition has fewer."""
+    rng = np.random.default_rng(1)
+    rows = rng.integers(index.manifest.count, size=count)
+    offsets = np.array(index.manifest.offsets)
+    codes = np.searchsorted(offsets, rows, side="right") - 1
+    vectors = unit(index.vectors[rows] + noise(rng, count, index.manifest.dimension, DISTANCE))
+    true = np.full((count, K), -1)
+    for query in np.argsort(codes, kind="stable"):
+        low, high = offsets[codes[query] : codes[query] + 2]
+        scores = np.asarray(index.vectors[low:high]) @ vectors[query]
+        best = low + np.argsort(-scores, kind="stable")[:K]
+        true[query, : len(best)] = best
+    return {"vectors": vectors, "codes": codes, "true": true}
+
+
+def recall(found: npt.NDArray[np.int64], true: npt.NDArray[np.int64]) -> float:
+    """The share of the true rows that are among those found."""
+    wanted = true[true >= 0]
+    return float(np.isin(wanted, found).sum() / len(wanted))
+
+
+def timed(search: Search, queries: dict[str, Any], first: int, limit_s: float) -> tuple[Seconds, Seconds]:
+    """Seconds [n] and recalls [n] of single queries from number `first` on, until `limit_s` have passed."""
+    seconds, recalls, began = [], [], time.perf_counter()
+    for vector, code, true in zip(*(queries[name][first:] for name in ("vectors", "codes", "true")), strict=True):
+        started = time.perf_counter()
+        found = search(vector, code)
+        seconds.append(time.perf_counter() - started)
+        recalls.append(recall(found, true))
+        if time.perf_counter() - began > limit_s:
+            break
+    return np.array(seconds), np.array(recalls)
+
+
+def figures(seconds: Seconds, recalls: Seconds) -> dict[str, float]:
+    quantiles = np.quantile(seconds, [0.5, 0.99]) * 1e3
+    return {
+        "QPS": round(len(seconds) / seconds.sum(), 1),
+        "p50 ms": round(quantiles[0], 3),
+        "p99 ms": round(quantiles[1], 3),
+        "recall@10": round(float(np.mean(recalls)), 4),
+        "queries": len(seconds),
+    }
+
+
+def resident() -> int:
+    """Bytes of this process in memory, mapped files included."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def drop_pages(folder: str) -> None:
+    """Takes the files out of the page cache, so that loading reads the disk."""
+    os.sync()
+    for path in Path(folder).iterdir():
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def ours(folder: str, queries: dict[str, Any]) -> dict[str, Any]:
+    drop_pages(folder)
+    before, started = resident(), time.perf_counter()
+    index = PartitionedIndex.load(folder, threads=1)
+    cold_s = time.perf_counter() - started
+    names = index.partitions
+    search: Search = lambda vector, code: index.search(vector[None], K, [names[code]])[1][0]  # noqa: E731
+    timed(search, queries, 0, 600)  # pages and caches are warm
+    seconds, recalls = timed(search, queries, TUNING, 600)
+    whole = np.array([names[code] not in index.manifest.probes for code in queries["codes"][TUNING:]])
+    raw = index.vectors.nbytes
+    files = {path.name: path.stat().st_size for path in Path(folder).iterdir()}
+    line: dict[str, Any] = figures(seconds, recalls)
+    for name, part in (("exact partitions", whole), ("partitions in lists", ~whole)):
+        if part.any():
+            line[name] = figures(seconds[part], recalls[part])
+    line |= {"load s, files not in memory": round(cold_s, 2), "resident / raw": round((resident() - before) / raw, 3)}
+    return line | {
+        "files but items / raw": round((sum(files.values()) - files["items.arrow"]) / raw, 3),
+        "files / raw": round(sum(files.values()) / raw, 3),
+    }
+
+
+def rival(name: str, folder: str, queries: dict[str, Any]) -> dict[str, Any]:
+    from jobs.bench.recall_rivals import RIVALS
+
+    index = PartitionedIndex.load(folder, threads=1)
+    started = time.perf_counter()
+    made = RIVALS[name](np.asarray(index.vectors), index.manifest.offsets)
+    built_s = time.perf_counter() - started
+    tuning = {key: values[:TUNING] for key, values in queries.items()}
+    for setting in made.settings:
+        search: Search = lambda vector, code, setting=setting: made.search(vector, code, K, setting)  # type: ignore[misc] # noqa: E731
+        reached = float(np.mean(timed(search, tuning, 0, 4 * TIMED_S)[1]))
+        if reached >= LEAST:
+            break
+    line: dict[str, Any] = figures(*timed(search, queries, TUNING, TIMED_S))
+    return line | {"setting": setting, "reached": reached >= LEAST, "build s": round(built_s, 1)}
+
+
+def apart(function: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
+    """Runs in a process of its own on one core, so that each begins with nothing in memory; an error is a result."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), one_core) as pool:
+        try:
+            return pool.submit(function, *arguments).result()
+        except Exception as error:
+            return {"error": f"{type(error).__name__}: {error}"[:300]}
+
+
+def one_core() -> None:
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+
+
+def measure(folder: Path, options: argparse.Namespace, items: int, rivals: list[str]) -> dict[str, Any]:
+    """Builds an index of so many items, then times it and the rivals on the same queries."""
+    folder.mkdir(parents=True)
+    table = write_items(folder, items, options.dimension, options.partitions)
+    started = time.perf_counter()
+    manifest = build(table, str(folder / "index"), 1, "bench")
+    line: dict[str, Any] = {"items": items, "build s": round(time.perf_counter() - started, 1)}
+    del table
+    (folder / "raw.npy").unlink()
+    line |= {"partitions": len(manifest.partitions), "in lists": len(manifest.probes)}
+    queries = make_queries(PartitionedIndex.load(str(folder / "index"), threads=1), TUNING + options.queries)
+    line["sidray"] = apart(ours, str(folder / "index"), queries)
+    for name in rivals:
+        line[name] = apart(rival, name, str(folder / "index"), queries)
+        if "QPS" in line[name] and "QPS" in line["sidray"]:
+            line[name]["ours / it"] = round(line["sidray"]["QPS"] / line[name]["QPS"], 2)
+    return line
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--items", type=int, default=5_800_000)
+    parser.add_argument("--subset", type=int, default=500_000)
+    parser.add_argument("--dimension", type=int, default=128)
+    parser.add_argument("--partitions", type=int, default=5000)
+    parser.add_argument("--queries", type=int, default=3000)
+    parser.add_argument("--rivals", default=",".join(ON_ALL + ON_SUBSET))
+    parser.add_argument("--folder", help="where the files go (a temporary folder below it)")
+    options = parser.parse_args()
+    chosen = [name for name in options.rivals.split(",") if name]
+    if unknown := set(chosen) - {*ON_ALL, *ON_SUBSET}:
+        parser.error(f"no rival is called {min(unknown)}: {', '.join(ON_ALL + ON_SUBSET)}")
+    one_core()
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        line = {"bench": "recall", "dimension": options.dimension}
+        on_all, on_subset = ([name for name in chosen if name in group] for group in (ON_ALL, ON_SUBSET))
+        line["all"] = measure(Path(folder) / "all", options, options.items, on_all)
+        if on_subset:
+            line["subset"] = measure(Path(folder) / "subset", options, min(options.subset, options.items), on_subset)
+    print(json.dumps(line))
+
+
+if __name__ == "__main__":
+    main()
