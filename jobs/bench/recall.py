@@ -151,7 +151,7 @@ def ours(folder: str, queries: dict[str, Any]) -> dict[str, Any]:
 
 
 def rival(name: str, folder: str, queries: dict[str, Any]) -> dict[str, Any]:
-    from jobs.bench.recall_rivals import RIVALS
+    from recall_rivals import RIVALS  # beside this script
 
     index = PartitionedIndex.load(folder, threads=1)
     started = time.perf_counter()
