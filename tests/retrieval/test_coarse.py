@@ -25,8 +25,8 @@ def clustered(count: int, seed: int) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> PartitionedIndex:
-    """Partitions big (5,000 items, cut), other (2,000, cut) and small (300)."""
-    table = items(clustered(7300, seed=0), ["big"] * 5000 + ["small"] * 300 + ["other"] * 2000)
+    """Partitions big (5,000 items, cut), mid (300) and other (2,000, cut)."""
+    table = items(clustered(7300, seed=0), ["big"] * 5000 + ["mid"] * 300 + ["other"] * 2000)
     folder = str(tmp_path_factory.mktemp("large"))
     build(table, folder, table_version=1, model_key="m", ivf_above=1000)
     return PartitionedIndex.load(folder, threads=1)
@@ -91,17 +91,17 @@ def test_recall_in_lists(large: PartitionedIndex, k: int, least: float) -> None:
 def test_partitions_below_the_size_stay_exact_and_in_the_order_of_items(large: PartitionedIndex) -> None:
     assert set(large.manifest.probes) == {"big", "other"}
     query_vecs = clustered(20, seed=2)
-    scores, rows = large.search(query_vecs, 10, ["small"])
-    true_scores, true = top_k(query_vecs, large.vectors, 10, codes(large), np.full(20, 2))
+    scores, rows = large.search(query_vecs, 10, ["mid"])
+    true_scores, true = top_k(query_vecs, large.vectors, 10, codes(large), np.full(20, 1))
     np.testing.assert_array_equal(rows, true)
     np.testing.assert_allclose(scores, true_scores, atol=1e-6)
-    names = [item["item_id"] for item in large.fields(np.flatnonzero(codes(large) == 2))]
+    names = [item["item_id"] for item in large.fields(np.flatnonzero(codes(large) == 1))]
     assert names == sorted(names)
 
 
 def test_several_partitions_are_merged(large: PartitionedIndex) -> None:
     query_vecs = clustered(30, seed=3)
-    for asked in (None, ["small", "big"], ["other", "big"]):
+    for asked in (None, ["mid", "big"], ["other", "big"]):
         scores, rows = large.search(query_vecs, 10, asked)
         parts = [large.search(query_vecs, 10, [name]) for name in sorted(asked or large.partitions)]
         joined = np.concatenate([part[0] for part in parts], axis=1)
@@ -133,6 +133,21 @@ def test_a_cut_covers_its_rows() -> None:
     nearest = np.argmax(vectors @ centroids.T, axis=1)
     assert all((nearest[rows] == number).all() for number, rows in enumerate(lists))
     assert probes == sorted(probes)
+
+
+def test_lists_that_hold_nothing_are_dropped() -> None:
+    for value in (0.0, 0.5):
+        _, starts, centroids, probes = cut(np.full((50, 4), value, np.float32))
+        assert (starts.tolist(), centroids.shape, probes) == ([0], (1, 4), [1, 1, 1])
+
+
+def test_only_the_chosen_lists_are_read(large: PartitionedIndex) -> None:
+    """With one list in place of those that were counted, some of the nearest must be missed, however it is asked."""
+    lists = {span: Lists(each._bounds, each._centroids, [1, 1, 1]) for span, each in large._lists.items()}
+    narrow = PartitionedIndex(large.manifest, large.vectors, lists, large._items, large._by_id, threads=1)
+    query_vecs = clustered(50, seed=6)
+    for asked in (None, ["big"], ["big", "mid"], ["mid", "other"]):
+        assert (narrow.search(query_vecs, 10, asked)[1] != large.search(query_vecs, 10, asked)[1]).mean() > 0
 
 
 def test_lists_with_too_few_rows_are_not_enough() -> None:
