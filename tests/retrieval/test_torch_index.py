@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -53,3 +55,8 @@ def test_an_index_without_items(tmp_path: Path) -> None:
     scores, rows = TorchIndex.load(str(tmp_path), threads=1).search(np.ones((2, 4)), 3)
     assert rows.tolist() == [[-1] * 3] * 2
     assert (scores == -np.inf).all()
+
+
+def test_the_index_itself_imports_no_torch() -> None:
+    program = "import sys, sidray.retrieval.index; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

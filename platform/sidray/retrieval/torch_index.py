@@ -2,8 +2,8 @@
 
     index = load_index(folder, threads=1)  # a TorchIndex where this process has a GPU, else a PartitionedIndex
 
-For what faiss-gpu would do without its CUDA libraries (pitfalls: faiss-gpu needs those of CUDA 12). Only where a GPU is
-asked for is torch imported, so that a replica without one starts light.
+It needs torch alone, where faiss-gpu needs the libraries of CUDA 12. Only a replica with a GPU should import this
+module: the others start lighter without torch.
 """
 
 from __future__ import annotations
