@@ -27,63 +27,18 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.compute as pc
+from recall_data import Floats, K, make_queries, write_items
+from recall_rivals import RIVALS
 
-from sidray.retrieval.exact import unit
 from sidray.retrieval.index import PartitionedIndex, build
 
-K = 10
 LEAST = 0.99  # recall@10 that a setting must reach
 TUNING = 200  # queries that choose a rival's setting; the timed ones come after them
 TIMED_S = 15.0  # a rival is timed for so long, or for all queries
-CLUSTERS, SPREAD, DISTANCE = 1000, 0.6, 0.5  # lengths of an item's noise and of a query's
-BLOCK = 100_000
 ON_ALL, ON_SUBSET = ("flat", "ivf"), ("hnswlib", "usearch", "usearch-each", "lancedb", "milvus")
 
-Floats = npt.NDArray[np.float32]
 Measured = npt.NDArray[np.float64]
 Search = Callable[[Floats, int], npt.NDArray[np.int64]]  # (vector [d], its partition) -> rows
-
-
-def noise(rng: np.random.Generator, count: int, dimension: int, length: float) -> Floats:
-    return rng.standard_normal((count, dimension), np.float32) * np.float32(length / dimension**0.5)
-
-
-def write_items(folder: Path, items: int, dimension: int, partitions: int) -> pa.Table:
-    """An item table whose vectors are a memory-mapped file: [items, dimension]."""
-    rng = np.random.default_rng(0)
-    centres = unit(noise(rng, CLUSTERS, dimension, 1.0))
-    vectors = np.lib.format.open_memmap(folder / "raw.npy", mode="w+", dtype=np.float32, shape=(items, dimension))
-    for start in range(0, items, BLOCK):
-        count = min(BLOCK, items - start)
-        vectors[start : start + count] = centres[rng.integers(CLUSTERS, size=count)]
-        vectors[start : start + count] += noise(rng, count, dimension, SPREAD)
-    shares = 1 / np.arange(1, partitions + 1)
-    codes = rng.choice(partitions, items, p=shares / shares.sum())
-    names = pa.array([f"p{code:05d}" for code in range(partitions)])
-    ids = pc.binary_join_element_wise("i", pc.cast(pa.array(rng.permutation(items)), pa.string()), "")
-    sids = pa.ListArray.from_arrays(np.arange(items + 1, dtype=np.int32) * 3, np.zeros(3 * items, np.int32))
-    columns = {"item_id": ids, "title": ids, "partition": names.take(pa.array(codes)), "sids": sids}
-    flat = pa.Array.from_buffers(pa.float32(), vectors.size, [None, pa.py_buffer(vectors)])
-    columns |= {"vector": pa.FixedSizeListArray.from_arrays(flat, dimension), "model_key": pa.repeat("bench", items)}
-    return pa.table(columns)
-
-
-def make_queries(index: PartitionedIndex, count: int) -> dict[str, Any]:
-    """Vectors [Q, d], the partition of each [Q], and the true rows [Q, 10], -1 where a partition has fewer."""
-    rng = np.random.default_rng(1)
-    rows = rng.integers(index.manifest.count, size=count)
-    offsets = np.array(index.manifest.offsets)
-    codes = np.searchsorted(offsets, rows, side="right") - 1
-    vectors = unit(index.vectors[rows] + noise(rng, count, index.manifest.dimension, DISTANCE))
-    true = np.full((count, K), -1)
-    for query in np.argsort(codes, kind="stable"):
-        low, high = offsets[codes[query] : codes[query] + 2]
-        scores = np.asarray(index.vectors[low:high]) @ vectors[query]
-        best = low + np.argsort(-scores, kind="stable")[:K]
-        true[query, : len(best)] = best
-    return {"vectors": vectors, "codes": codes, "true": true}
 
 
 def recall(found: npt.NDArray[np.int64], true: npt.NDArray[np.int64]) -> float:
@@ -107,9 +62,17 @@ def timed(search: Search, queries: dict[str, Any], first: int, limit_s: float) -
 def figures(measured: Measured) -> dict[str, float]:
     seconds, cpu, recalls = measured
     times = [("p50 ms", seconds, 0.5), ("p99 ms", seconds, 0.99), ("CPU p50 ms", cpu, 0.5), ("CPU p99 ms", cpu, 0.99)]
-    line = {"QPS": round(len(seconds) / float(seconds.sum()), 1)}
+    line = {"QPS": round(len(seconds) / float(seconds.sum()), 1), "CPU QPS": round(len(cpu) / float(cpu.sum()), 1)}
     line |= {name: round(float(np.quantile(values, share)) * 1e3, 3) for name, values, share in times}
     return line | {"recall@10": round(float(recalls.mean()), 4), "queries": len(seconds)}
+
+
+def by_partition(measured: Measured, index: PartitionedIndex, queries: dict[str, Any]) -> dict[str, Any]:
+    """The figures of all queries, and those of partitions that our index searches exactly and in lists."""
+    names = [index.partitions[code] for code in queries["codes"][TUNING:]]
+    cut = np.array([name in index.manifest.probes for name in names])[: measured.shape[1]]
+    parts = {"exact partitions": measured[:, ~cut], "partitions in lists": measured[:, cut]}
+    return figures(measured) | {name: figures(part) for name, part in parts.items() if part.size}
 
 
 def resident() -> int:
@@ -134,13 +97,9 @@ def ours(folder: str, queries: dict[str, Any]) -> dict[str, Any]:
     search: Search = lambda vector, code: index.search(vector[None], K, [names[code]])[1][0]  # noqa: E731
     timed(search, queries, 0, 600)  # pages and caches are warm
     measured = timed(search, queries, TUNING, 600)
-    whole = np.array([names[code] not in index.manifest.probes for code in queries["codes"][TUNING:]])
     raw = index.vectors.nbytes
     files = {path.name: path.stat().st_size for path in Path(folder).iterdir()}
-    line: dict[str, Any] = figures(measured)
-    for name, part in (("exact partitions", whole), ("partitions in lists", ~whole)):
-        if part.any():
-            line[name] = figures(measured[:, part])
+    line = by_partition(measured, index, queries)
     line |= {"load s, files not in memory": round(cold_s, 2), "resident / raw": round((resident() - before) / raw, 3)}
     return line | {
         "files but items / raw": round((sum(files.values()) - files["items.arrow"]) / raw, 3),
@@ -149,8 +108,6 @@ def ours(folder: str, queries: dict[str, Any]) -> dict[str, Any]:
 
 
 def rival(name: str, folder: str, queries: dict[str, Any]) -> dict[str, Any]:
-    from recall_rivals import RIVALS  # beside this script
-
     index = PartitionedIndex.load(folder, threads=1)
     started = time.perf_counter()
     made = RIVALS[name](np.asarray(index.vectors), index.manifest.offsets)
@@ -161,7 +118,7 @@ def rival(name: str, folder: str, queries: dict[str, Any]) -> dict[str, Any]:
         reached = float(np.mean(timed(search, tuning, 0, 2 * TIMED_S)[2]))
         if reached >= LEAST:
             break
-    line: dict[str, Any] = figures(timed(search, queries, TUNING, TIMED_S))
+    line = by_partition(timed(search, queries, TUNING, TIMED_S), index, queries)
     return line | {"setting": setting, "reached": reached >= LEAST, "build s": round(built_s, 1)}
 
 
@@ -192,10 +149,18 @@ def measure(folder: Path, options: argparse.Namespace, items: int, rivals: list[
     line["sidray"] = apart(ours, str(folder / "index"), queries)
     for name in rivals:
         line[name] = apart(rival, name, str(folder / "index"), queries)
-        if "QPS" in line[name] and "QPS" in line["sidray"]:
-            line[name]["ours / it"] = round(line["sidray"]["QPS"] / line[name]["QPS"], 2)
+        compare(line["sidray"], line[name])
         print(json.dumps(line), file=sys.stderr, flush=True)
     return line
+
+
+def compare(own: dict[str, Any], other: dict[str, Any]) -> None:
+    """Adds how many times as many queries ours answers in a second, and in a second of CPU, to the other's figures."""
+    if "QPS" in own and "QPS" in other:
+        other["ours / it"] = round(own["QPS"] / other["QPS"], 2)
+        other["ours / it, CPU"] = round(own["CPU QPS"] / other["CPU QPS"], 2)
+        for part in own.keys() & other.keys() & {"exact partitions", "partitions in lists"}:
+            compare(own[part], other[part])
 
 
 def main() -> None:
