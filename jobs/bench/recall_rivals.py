@@ -1,5 +1,5 @@
 """The libraries that jobs/bench/recall.py compares with: each holds the same vectors [N, d], sorted by partition, and
-searches one partition through its own filter. `settings` rise in recall; the bench takes the first that suffices."""
+searches one partition through its own filter. `settings` ascend in recall; the bench takes the first that suffices."""
 
 from __future__ import annotations
 
@@ -27,6 +27,13 @@ class Rival(Protocol):
         ...
 
 
+def steps(low: int, high: int) -> list[int]:
+    """Whole numbers from low to high, each about 1.19 times the one before."""
+    return sorted(
+        {min(high, round(low * 2 ** (step / 4))) for step in range(4 * (max(1, high // low)).bit_length() + 1)}
+    )
+
+
 class Flat:
     """FAISS IndexFlatIP with IDSelectorRange: exact, and it reads the range alone."""
 
@@ -48,7 +55,7 @@ class Ivf:
     def __init__(self, vectors: Floats, offsets: list[int]) -> None:
         self._offsets = offsets
         lists = max(1, int(len(vectors) ** 0.5))
-        self.settings = [*(2**n for n in range(3, lists.bit_length())), lists]  # lists visited
+        self.settings = steps(1, lists)  # lists visited
         self._quantizer = faiss.IndexFlatIP(vectors.shape[1])
         self._index = faiss.IndexIVFFlat(self._quantizer, vectors.shape[1], lists, faiss.METRIC_INNER_PRODUCT)
         rows = np.random.default_rng(0).choice(len(vectors), min(len(vectors), 64 * lists), replace=False)
@@ -69,7 +76,7 @@ class Hnswlib:
         import hnswlib
 
         self._offsets = offsets
-        self.settings = [*(2**n for n in range(7, len(vectors).bit_length())), len(vectors)]  # ef
+        self.settings = steps(10, len(vectors))  # ef: it goes on until so many pass the filter
         self._index = hnswlib.Index("ip", vectors.shape[1])
         self._index.init_index(len(vectors), M=16, ef_construction=100)
         self._index.set_num_threads(1)
@@ -92,7 +99,7 @@ class Usearch:
 
     def __init__(self, vectors: Floats, offsets: list[int]) -> None:
         self._offsets = offsets
-        self.settings = [*(2**n for n in range(7, len(vectors).bit_length())), len(vectors)]  # neighbours fetched
+        self.settings = steps(10, len(vectors))  # neighbours fetched
         self._index = _usearch(vectors)
 
     def search(self, vector: Floats, partition: int, k: int, setting: int) -> Ints:
@@ -103,7 +110,7 @@ class Usearch:
 class UsearchEach:
     """One graph for each partition: what usearch offers in place of a filter."""
 
-    settings = (64, 128, 256, 512, 1024)  # expansion
+    settings = steps(10, 1000)  # expansion
 
     def __init__(self, vectors: Floats, offsets: list[int]) -> None:
         self._offsets = offsets
@@ -124,15 +131,14 @@ def _usearch(vectors: Floats) -> Any:
 
 
 class Lancedb:
-    """A table with IVF_FLAT and a bitmap index of the partition, filtered first; setting 0: the filter's rows alone,
-    without the vector index."""
+    """A table with IVF_FLAT and a bitmap index of the partition, filtered first."""
 
     def __init__(self, vectors: Floats, offsets: list[int]) -> None:
         import lancedb
         from lancedb.index import Bitmap, IvfFlat
 
         lists = max(1, int(len(vectors) ** 0.5))
-        self.settings = [*(2**n for n in range(3, lists.bit_length())), lists, 0]  # lists visited
+        self.settings = steps(1, lists)  # lists visited
         codes = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
         column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
         self._folder = tempfile.TemporaryDirectory()
@@ -148,6 +154,14 @@ class Lancedb:
         return np.asarray(query.to_arrow()["row"].to_numpy(), np.int64)
 
 
+class LancedbFlat(Lancedb):
+    """All rows that pass the filter, without the vector index: exact."""
+
+    def __init__(self, vectors: Floats, offsets: list[int]) -> None:
+        super().__init__(vectors, offsets)
+        self.settings = [0]
+
+
 class Milvus:
     """milvus-lite with IVF_FLAT and a filter on the partition's number."""
 
@@ -155,7 +169,7 @@ class Milvus:
         from pymilvus import DataType, MilvusClient
 
         lists = max(1, int(len(vectors) ** 0.5))
-        self.settings = [*(2**n for n in range(3, lists.bit_length())), lists]  # lists visited
+        self.settings = steps(1, lists)  # lists visited
         self._folder = tempfile.TemporaryDirectory()
         self._client = MilvusClient(f"{self._folder.name}/milvus.db")
         schema = self._client.create_schema(auto_id=False)
@@ -187,5 +201,6 @@ RIVALS: dict[str, type[Rival]] = {
     "usearch": Usearch,
     "usearch-each": UsearchEach,
     "lancedb": Lancedb,
+    "lancedb-flat": LancedbFlat,
     "milvus": Milvus,
 }
