@@ -29,9 +29,8 @@ class Rival(Protocol):
 
 def steps(low: int, high: int) -> list[int]:
     """Whole numbers from low to high, each about 1.19 times the one before."""
-    return sorted(
-        {min(high, round(low * 2 ** (step / 4))) for step in range(4 * (max(1, high // low)).bit_length() + 1)}
-    )
+    count = 4 * max(1, high // low).bit_length()
+    return sorted({min(high, round(low * 2 ** (step / 4))) for step in range(count + 1)})
 
 
 class Flat:
