@@ -107,7 +107,7 @@ def test_equal_rows_give_equal_bytes(tmp_path: Path) -> None:
     assert build(moved, str(tmp_path / "c"), 1, "m").sha256 != first.sha256
 
 
-@pytest.mark.parametrize("name", ["vectors.npy", "items.arrow", "by_id.npy"])
+@pytest.mark.parametrize("name", ["vectors.npy", "centroids.npy", "lists.npy", "items.arrow", "by_id.npy"])
 @pytest.mark.parametrize("damage", ["truncate", "flip", "remove"])
 def test_a_damaged_file_is_refused(tmp_path: Path, name: str, damage: str) -> None:
     make(tmp_path, np.random.default_rng(0).normal(size=(20, 4)), ["p"] * 20)
@@ -124,20 +124,21 @@ def test_a_damaged_manifest_is_refused(tmp_path: Path) -> None:
     make(tmp_path, np.ones((3, 2)), ["p"] * 3)
     path = tmp_path / "manifest.json"
     good = json.loads(path.read_text())
-    for broken in (
+    for text in (
         path.read_text()[:-20],
         json.dumps(good | {"count": "x"}),
         json.dumps(good | {"format": FORMAT + 1}),
     ):
-        path.write_text(broken)
+        path.write_text(text)
         with pytest.raises(UserError, match=r"manifest\.json"):
             PartitionedIndex.load(str(tmp_path), threads=1)
     path.write_text(json.dumps(good | {"sha256": {"../../etc/passwd": ""}}))
     with pytest.raises(UserError, match=r"manifest\.json"):
         PartitionedIndex.load(str(tmp_path), threads=1)
-    path.write_text(json.dumps(good | {"count": 4}))
-    with pytest.raises(UserError, match="disagree with its manifest"):
-        PartitionedIndex.load(str(tmp_path), threads=1)
+    for broken in (good | {"count": 4}, good | {"probes": {"q": [1, 1, 1]}}):
+        path.write_text(json.dumps(broken))
+        with pytest.raises(UserError, match="disagree with its manifest"):
+            PartitionedIndex.load(str(tmp_path), threads=1)
     path.unlink()
     with pytest.raises(UserError, match="there is no index"):
         PartitionedIndex.load(str(tmp_path), threads=1)

@@ -1,14 +1,15 @@
-"""The index: one memory-mapped array of unit vectors, sorted by partition, searched exactly through FAISS.
+"""The index: one memory-mapped array of unit vectors, sorted by partition, searched through FAISS.
 
     build(indexed(table_uri, version), folder, table_version=version, model_key="ab12")  # a job, never a replica
     index = PartitionedIndex.load(folder, threads=2)
     scores, rows = index.search(query_vecs, k=10, partitions=["Menswear"])
     index.fields(rows[0])  # item_id, title, partition, sids, and the text fields of the table
 
-A partition is a contiguous range of the array, so a search inside it reads nothing else, its result is exact, and all
-replicas on a node share the pages. An index is never changed: a new one is built from a newer version of the item
-table. Files: vectors.npy, items.arrow, by_id.npy and, written last, manifest.json with the checksum of each. Nothing in
-it is a pickle, and a file that is truncated or altered is refused when it is loaded.
+A partition is a contiguous range of the array, so a search inside it reads nothing else, its result is exact up to
+`ivf_above` items (above: the lists of coarse.py), and all replicas on a node share the pages. An index is never
+changed: a new one is built from a newer version of the item table. Files: vectors.npy, centroids.npy, lists.npy,
+items.arrow, by_id.npy and, written last, manifest.json with the checksum of each. Nothing in it is a pickle, and a file
+that is truncated or altered is refused when it is loaded.
 """
 
 from __future__ import annotations
@@ -17,32 +18,38 @@ import bisect
 import hashlib
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import faiss
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
 from sidray import storage
 from sidray.errors import UserError, nearest
+from sidray.retrieval.coarse import KS, Lists, cut, search_range
 from sidray.retrieval.exact import Floats, Ints, unit
 
-FORMAT = 2
+FORMAT = 3
+IVF_ABOVE = 20_000  # items: a scan of so many 128-d vectors takes about 0.3 ms
 _NO_FIELDS = ("vector", "model_key")
 _MANIFEST, _VECTORS, _ITEMS, _BY_ID = "manifest.json", "vectors.npy", "items.arrow", "by_id.npy"
-_FILES = (_VECTORS, _ITEMS, _BY_ID)
+_CENTROIDS, _LISTS = "centroids.npy", "lists.npy"
+_FILES = (_VECTORS, _CENTROIDS, _LISTS, _ITEMS, _BY_ID)
 _REBUILD = "build the index again from the item table"
-_BLOCK = 65_536  # rows normalised at once
+_BLOCK = 65_536  # rows normalised or moved at once
+
+Span = tuple[int, int]  # of rows: the first, and the one behind the last
 
 
 class Manifest(BaseModel):
-    """What an index is made of; `offsets[i]:offsets[i + 1]` are the rows of `partitions[i]`."""
+    """What an index is made of; `offsets[i]:offsets[i + 1]` are the rows of `partitions[i]`. `probes`: of the
+    partitions that are cut into lists, how many of them to search for 10, 100 and 1000 neighbours."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -54,13 +61,15 @@ class Manifest(BaseModel):
     count: int
     partitions: list[str]
     offsets: list[int]
+    probes: dict[str, Annotated[list[PositiveInt], Field(min_length=len(KS), max_length=len(KS))]]
     sha256: dict[str, str]  # of every file but this one
 
 
-def build(table: pa.Table, folder: str, table_version: int, model_key: str) -> Manifest:
+def build(table: pa.Table, folder: str, table_version: int, model_key: str, ivf_above: int = IVF_ABOVE) -> Manifest:
     """Writes the index of the current rows of an item table into `folder` (any URI); equal rows give equal bytes.
 
-    table: item_id, title, partition, sids, vector, model_key; what else it has are fields of the items. Raises
+    table: item_id, title, partition, sids, vector, model_key; what else it has are fields of the items. A partition of
+    more than `ivf_above` items is cut into lists (coarse.py), and a search there may miss some of the nearest. Raises
     UserError for a row of another model, an item that occurs twice or a vector that is null or not finite."""
     _check_rows(table, model_key)
     local = storage.is_local(folder)
@@ -70,7 +79,7 @@ def build(table: pa.Table, folder: str, table_version: int, model_key: str) -> M
         storage.write_errors(folder),
         tempfile.TemporaryDirectory(dir=storage.absolute(folder) if local else None) as scratch,
     ):
-        manifest = _write(table, Path(scratch), table_version, model_key)
+        manifest = _write(table, Path(scratch), table_version, model_key, ivf_above)
         for name in (*_FILES, _MANIFEST):  # the manifest last: without it there is no index
             if local:
                 os.replace(Path(scratch) / name, Path(storage.absolute(folder)) / name)
@@ -82,13 +91,18 @@ def build(table: pa.Table, folder: str, table_version: int, model_key: str) -> M
 class PartitionedIndex:
     """A loaded index. Searching is safe from several threads: nothing is ever written."""
 
-    def __init__(self, manifest: Manifest, vectors: Floats, items: pa.Table, by_id: Ints, threads: int) -> None:
+    def __init__(
+        self, manifest: Manifest, vectors: Floats, lists: dict[Span, Lists], items: pa.Table, by_id: Ints, threads: int
+    ) -> None:
         self.manifest = manifest
         self.threads = threads
         self.vectors = vectors  # [N, d], unit length, memory-mapped
+        self._plain = np.asarray(vectors)  # the same pages: slicing a np.memmap takes 4 us
+        self._lists = lists  # of the partitions that are cut into lists, by their rows
         self._items = items
         self._by_id = by_id  # [N], rows in the order of their item_id
         self._ranges = dict(zip(manifest.partitions, pairwise(manifest.offsets), strict=True))
+        self._whole = self._joined(self._ranges.values())
 
     @classmethod
     def load(cls, folder: str, threads: int, staging: str | None = None) -> PartitionedIndex:
@@ -105,9 +119,11 @@ class PartitionedIndex:
             items = pa.ipc.open_file(source).read_all()
         vectors = np.load(local / _VECTORS, mmap_mode="r", allow_pickle=False)
         by_id = np.load(local / _BY_ID, mmap_mode="r", allow_pickle=False)
-        if not vectors.shape == (manifest.count, manifest.dimension) or not len(items) == len(by_id) == manifest.count:
+        known = set(manifest.probes) <= set(manifest.partitions)
+        whole = vectors.shape == (manifest.count, manifest.dimension) and len(items) == len(by_id) == manifest.count
+        if not (known and whole):
             raise UserError(f"the files of index {folder} disagree with its manifest", _REBUILD)
-        return cls(manifest, vectors, items, by_id, threads)
+        return cls(manifest, vectors, _read_lists(local, manifest), items, by_id, threads)
 
     @property
     def partitions(self) -> list[str]:
@@ -119,7 +135,8 @@ class PartitionedIndex:
     def search(
         self, vectors: npt.NDArray[np.floating], k: int, partitions: Sequence[str] | None = None
     ) -> tuple[Floats, Ints]:
-        """The k items of highest cosine for each vector [Q, d], among these partitions (None: all of them).
+        """The k items of highest cosine for each vector [Q, d], among these partitions (None: all of them): exact but
+        in the partitions of `manifest.probes`.
 
         Returns scores [Q, k], descending, and rows [Q, k]; where there are fewer than k items, row -1 and score -inf.
         Raises UserError for an unknown partition, another dimension, or values that are not finite."""
@@ -127,7 +144,9 @@ class PartitionedIndex:
         # OpenMP keeps this number for each calling thread. FAISS shares out the queries, so that a thread without one
         # only gets in the way (measured on 2 cores, one query, 300,000 x 128: 7.6 ms with one thread, 40 ms with two).
         faiss.omp_set_num_threads(max(1, min(self.threads, len(queries))))
-        found = [_search_range(queries, self.vectors[low:high], low, k) for low, high in self._spans(partitions)]
+        found = [self._search_span(queries, span, k) for span in self._spans(partitions)]
+        if len(found) == 1 and found[0][0].shape[1] == k:
+            return found[0]
         scores = np.concatenate([np.full((len(queries), k), -np.inf, np.float32), *(pair[0] for pair in found)], axis=1)
         rows = np.concatenate([np.full((len(queries), k), -1), *(pair[1] for pair in found)], axis=1)
         best = np.argsort(-scores, axis=1, kind="stable")[:, :k]  # [Q, k]
@@ -166,28 +185,31 @@ class PartitionedIndex:
             raise UserError("a query vector has NaN or infinite values", "embed the query again")
         return unit(vectors)
 
-    def _spans(self, partitions: Sequence[str] | None) -> list[tuple[int, int]]:
-        """The row ranges to search, each non-empty, neighbouring ones joined."""
+    def _spans(self, partitions: Sequence[str] | None) -> list[Span]:
+        """The row ranges to search."""
         if partitions is None:
-            return [(0, self.manifest.count)] if self.manifest.count else []
+            return self._whole
         for name in partitions:
             if name not in self._ranges:
                 known = ", ".join(self.partitions[:10]) + (", ..." if len(self.partitions) > 10 else "")
                 raise UserError(f"no partition is called {name!r}{nearest(name, self.partitions)}", f"known: {known}")
-        spans: list[tuple[int, int]] = []
-        for low, high in sorted({self._ranges[name] for name in partitions}):
-            if spans and spans[-1][1] == low:
+        return self._joined(self._ranges[name] for name in partitions)
+
+    def _joined(self, ranges: Iterable[Span]) -> list[Span]:
+        """Each range once, ascending; neighbours that are searched exactly are joined."""
+        spans: list[Span] = []
+        for low, high in sorted(set(ranges)):
+            if spans and spans[-1][1] == low and spans[-1] not in self._lists and (low, high) not in self._lists:
                 spans[-1] = (spans[-1][0], high)
             else:
                 spans.append((low, high))
         return spans
 
-
-def _search_range(queries: Floats, vectors: Floats, first_row: int, k: int) -> tuple[Floats, Ints]:
-    """FAISS's exact search in one contiguous range: scores and rows of the whole index, [Q, min(k, n)]."""
-    wanted = min(k, len(vectors))
-    scores, places = faiss.knn(queries, vectors, wanted, metric=faiss.METRIC_INNER_PRODUCT)
-    return scores, places + first_row
+    def _search_span(self, queries: Floats, span: Span, k: int) -> tuple[Floats, Ints]:
+        """Scores and rows [Q, min(k, n)] of one range of n rows."""
+        if span in self._lists:
+            return self._lists[span].search(queries, self._plain, k)
+        return search_range(queries, self._plain, *span, k)
 
 
 def _check_rows(table: pa.Table, model_key: str) -> None:
@@ -200,8 +222,8 @@ def _check_rows(table: pa.Table, model_key: str) -> None:
         raise UserError(f"item {item_id!r} has no vector", "embed it, or leave it out")
 
 
-def _write(table: pa.Table, folder: Path, table_version: int, model_key: str) -> Manifest:
-    """The four files of an index in a local folder."""
+def _write(table: pa.Table, folder: Path, table_version: int, model_key: str, ivf_above: int) -> Manifest:
+    """The files of an index in a local folder."""
     partition = pc.fill_null(table["partition"], "")
     table = table.set_column(table.schema.get_field_index("partition"), "partition", partition)
     order = pc.sort_indices(table, sort_keys=[("partition", "ascending"), ("item_id", "ascending")])  # [N]
@@ -209,12 +231,15 @@ def _write(table: pa.Table, folder: Path, table_version: int, model_key: str) ->
     items = _as_large(table.select(fields)).take(order).combine_chunks()
     by_id = pc.sort_indices(items["item_id"])
     _refuse_duplicates(items["item_id"].take(by_id))
-    np.save(folder / _BY_ID, by_id.to_numpy().astype(np.int64), allow_pickle=False)
-    with pa.OSFile(str(folder / _ITEMS), "wb") as sink, pa.ipc.new_file(sink, items.schema) as writer:
-        writer.write_table(items)
     dimension = table.schema.field("vector").type.list_size
     _write_vectors(table, order.to_numpy(), dimension, folder / _VECTORS)
     sizes = pc.value_counts(items["partition"])  # in the order of the rows
+    partitions = sizes.field("values").to_pylist()
+    offsets = [0, *np.cumsum(sizes.field("counts").to_numpy()).tolist()]
+    order, probes = _write_lists(folder, dict(zip(partitions, pairwise(offsets), strict=True)), ivf_above)
+    with pa.OSFile(str(folder / _ITEMS), "wb") as sink, pa.ipc.new_file(sink, items.schema) as writer:
+        writer.write_table(items.take(order).combine_chunks())
+    np.save(folder / _BY_ID, np.argsort(order)[by_id.to_numpy()], allow_pickle=False)
     manifest = Manifest(
         format=FORMAT,
         table_version=table_version,
@@ -222,8 +247,9 @@ def _write(table: pa.Table, folder: Path, table_version: int, model_key: str) ->
         metric="cosine",
         dimension=dimension,
         count=len(items),
-        partitions=sizes.field("values").to_pylist(),
-        offsets=[0, *np.cumsum(sizes.field("counts").to_numpy()).tolist()],
+        partitions=partitions,
+        offsets=offsets,
+        probes=probes,
         sha256={name: _sha256(folder / name) for name in _FILES},
     )
     (folder / _MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n")
@@ -244,6 +270,35 @@ def _write_vectors(table: pa.Table, order: Ints, dimension: int, path: Path) -> 
         target[place[start : start + len(vectors)]] = unit(vectors)
         start += len(vectors)
     target.flush()
+
+
+def _write_lists(folder: Path, ranges: dict[str, Span], ivf_above: int) -> tuple[Ints, dict[str, list[int]]]:
+    """Cuts the large partitions into lists and sorts their vectors by list. Returns the row that each row was before
+    [N], and the manifest's `probes`."""
+    vectors = np.load(folder / _VECTORS, mmap_mode="r", allow_pickle=False)
+    order = np.arange(len(vectors))
+    large = {name: (low, high) for name, (low, high) in ranges.items() if high - low > ivf_above}
+    cuts = {name: cut(np.asarray(vectors[low:high])) for name, (low, high) in large.items()}
+    for name, (low, high) in large.items():
+        order[low:high] = low + cuts[name].order
+    if cuts:
+        _reorder(folder / _VECTORS, order)
+    starts = [large[name][0] + each.starts for name, each in cuts.items()]
+    np.save(folder / _LISTS, np.concatenate([np.empty(0, np.int64), *starts]), allow_pickle=False)
+    centroids = [np.empty((0, vectors.shape[1]), np.float32), *(each.centroids for each in cuts.values())]
+    np.save(folder / _CENTROIDS, np.concatenate(centroids), allow_pickle=False)
+    return order, {name: each.probes for name, each in cuts.items()}
+
+
+def _reorder(path: Path, order: Ints) -> None:
+    """Row i becomes what row order[i] was, through a second file: memory holds one block."""
+    source = np.load(path, mmap_mode="r", allow_pickle=False)
+    moved = path.with_suffix(".moved")
+    target = np.lib.format.open_memmap(moved, mode="w+", dtype=source.dtype, shape=source.shape)
+    for start in range(0, len(order), _BLOCK):
+        target[start : start + _BLOCK] = source[order[start : start + _BLOCK]]
+    target.flush()
+    os.replace(moved, path)
 
 
 def _as_large(table: pa.Table) -> pa.Table:
@@ -271,6 +326,17 @@ def _read_manifest(folder: Path) -> Manifest:
     if manifest.format != FORMAT or set(manifest.sha256) != set(_FILES):
         raise UserError(f"{path} has format {manifest.format}, this version reads {FORMAT}", _REBUILD)
     return manifest
+
+
+def _read_lists(folder: Path, manifest: Manifest) -> dict[Span, Lists]:
+    """The lists of each large partition: those whose first row is in its range."""
+    starts, centroids = (np.load(folder / name, allow_pickle=False) for name in (_LISTS, _CENTROIDS))
+    ranges = dict(zip(manifest.partitions, pairwise(manifest.offsets), strict=True))
+    lists = {}
+    for name, probes in manifest.probes.items():
+        first, last = np.searchsorted(starts, ranges[name])
+        lists[ranges[name]] = Lists(np.append(starts[first:last], ranges[name][1]), centroids[first:last], probes)
+    return lists
 
 
 def _sha256(path: Path) -> str:
