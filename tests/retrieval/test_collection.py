@@ -90,6 +90,19 @@ def test_old_generations_go_and_those_kept_can_be_gone_back_to(run: RunFolder, m
     assert indexed(collection) == ids(collection) == {"i003", "i004", "i005"}
 
 
+def test_a_partition_whose_items_are_gone_stays_known(run: RunFolder) -> None:
+    collection = Collection.of(run)
+    item_table.append(collection.table, item_table.tombstones(["i000", "i003"]))  # all of food
+    for _ in range(2):
+        index = PartitionedIndex.load(collection.index_folder(collection.fold()), threads=1)
+        rows = index.search(index.vectors[:1], 3, ["food"])[1]
+        assert (rows.tolist(), index.partitions) == ([[-1] * 3], ["", "food", "toys"])
+        assert sorted(index.search(index.vectors[:1], 9)[1][0].tolist())[-index.manifest.count :] == list(
+            range(index.manifest.count)
+        )
+        item_table.append(collection.table, item_table.tombstones(["i001"]))
+
+
 def test_one_at_a_time(run: RunFolder) -> None:
     collection = Collection.of(run)
     item_table.append(collection.table, item_table.tombstones(["i000"]))

@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sidray import storage
 from sidray.finished import RunFolder
+from sidray.retrieval import index, item_table
 from sidray.serving.messages import Found, RecallQuery, Refusal
 from sidray.serving.recall import Recall
 from sidray.serving.settings import RecallSettings
@@ -38,10 +40,12 @@ def ask(recall: Recall, **changes: object) -> Found | Refusal:
     return asyncio.run(recall.search(query(**changes)))
 
 
-def expected(vector: np.ndarray, k: int, partitions: list[str] | None, exclude: list[str]) -> list[tuple[str, float]]:
-    items = vectors_of(COUNT).astype(np.float64)
+def expected(
+    vector: np.ndarray, k: int, partitions: list[str] | None, exclude: list[str], count: int = COUNT
+) -> list[tuple[str, float]]:
+    items = vectors_of(count).astype(np.float64)
     scores = items @ vector / np.linalg.norm(items, axis=1) / np.linalg.norm(vector)
-    rows = [n for n in range(COUNT) if partitions is None or PARTITIONS[n % 3] in partitions]
+    rows = [n for n in range(count) if partitions is None or PARTITIONS[n % 3] in partitions]
     rows = [n for n in rows if f"i{n:03d}" not in exclude]
     return [(f"i{n:03d}", scores[n]) for n in sorted(rows, key=lambda n: -scores[n])[:k]]
 
@@ -106,3 +110,25 @@ def test_what_it_serves(tmp_path: Path) -> None:
     assert (told.dimension, told.items, told.partitions, told.fields) == (DIMENSION, COUNT, 3, ["shop", "sids"])
     assert (told.delta, told.run) == (0, "tiny-1-model")
     assert 0 <= told.lag_seconds < 10
+
+
+def test_a_sample_of_searches_is_held_against_exact_ones(tmp_path: Path) -> None:
+    """Lists of which only one is searched: the shares are what is missing of brute force."""
+    run = tiny_run(tmp_path, 400)
+    table = item_table.indexed(storage.join(run.output("table"), "items.lance"))
+    manifest = index.build(table, run.output("index"), 1, MODEL_KEY, ivf_above=50)
+    few = manifest.model_copy(update={"probes": {name: [1, 1, 1] for name in manifest.probes}})
+    storage.write_bytes(storage.join(run.output("index"), "manifest.json"), few.model_dump_json().encode())
+    recall = Recall(run, RecallSettings(check_every=2))
+    seen: list[float] = []
+    recall._monitor.observe = seen.append  # type: ignore[method-assign]
+    shares = []
+    for seed in range(8):
+        vector = np.random.default_rng(seed).standard_normal(DIMENSION).astype(np.float32)
+        found = ask(recall, vector=vector, partitions=["food"])
+        assert isinstance(found, Found)
+        wanted = {item_id for item_id, _ in expected(vector.astype(np.float64), 5, ["food"], [], 400)}
+        shares.append(len(wanted & {hit["item_id"] for hit in found.hits}) / 5)
+    recall._checks.shutdown()
+    assert seen == shares[1::2]
+    assert 0 < min(shares) < 1

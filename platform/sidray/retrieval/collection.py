@@ -96,17 +96,20 @@ class Collection:
                 raise UserError(f"a rollback of {self.uri} was interrupted", "run it again: sidray rollback RUN")
             if int(item_table.open_version(self.table).version) == pointer.current.table_version:
                 return pointer.current
-            generation = self._build(item_table.ItemLog(self.table).compact())
+            known = index_module.read_manifest(self.index_folder(pointer.current)).partitions
+            generation = self._build(item_table.ItemLog(self.table).compact(), known)
             generations = (*pointer.generations, generation)
             self._point(Pointer(pointer.epoch, True, generations[-KEEP:]))
             self._prune(generations[:-KEEP])
             return generation
 
-    def _build(self, version: int) -> Generation:
+    def _build(self, version: int, partitions: list[str]) -> Generation:
+        """A search in one of `partitions` whose items are all gone finds nothing, and is no mistake."""
         name = f"generation-{version}"
         folder = storage.join(self.uri, "generations", name)
         item_table.tag(self.table, name, version)
-        index_module.build(item_table.indexed(self.table, version), folder, version, self.model_key)
+        rows = item_table.indexed(self.table, version)
+        index_module.build(rows, folder, version, self.model_key, partitions=partitions)
         return Generation(name, storage.relative(folder, self.root), version)
 
     def rollback(self, name: str = "") -> Generation:

@@ -65,12 +65,21 @@ class Manifest(BaseModel):
     sha256: dict[str, str]  # of every file but this one
 
 
-def build(table: pa.Table, folder: str, table_version: int, model_key: str, ivf_above: int = IVF_ABOVE) -> Manifest:
+def build(
+    table: pa.Table,
+    folder: str,
+    table_version: int,
+    model_key: str,
+    ivf_above: int = IVF_ABOVE,
+    partitions: Iterable[str] = (),
+) -> Manifest:
     """Writes the index of the current rows of an item table into `folder` (any URI); equal rows give equal bytes.
 
     table: item_id, title, partition, sids, vector, model_key; what else it has are fields of the items. A partition of
-    more than `ivf_above` items is cut into lists (coarse.py), and a search there may miss some of the nearest. Raises
-    UserError for a row of another model, an item that occurs twice or a vector that is null or not finite."""
+    more than `ivf_above` items is cut into lists (coarse.py), and a search there may miss some of the nearest.
+    `partitions`: names that the index knows even where no item is left.
+
+    Raises UserError for a row of another model, an item that occurs twice or a vector that is null or not finite."""
     _check_rows(table, model_key)
     local = storage.is_local(folder)
     if local:
@@ -79,7 +88,7 @@ def build(table: pa.Table, folder: str, table_version: int, model_key: str, ivf_
         storage.write_errors(folder),
         tempfile.TemporaryDirectory(dir=storage.absolute(folder) if local else None) as scratch,
     ):
-        manifest = _write(table, Path(scratch), table_version, model_key, ivf_above)
+        manifest = _write(table, Path(scratch), table_version, model_key, ivf_above, partitions)
         for name in (*_FILES, _MANIFEST):  # the manifest last: without it there is no index
             if local:
                 os.replace(Path(scratch) / name, Path(storage.absolute(folder)) / name)
@@ -111,7 +120,7 @@ class PartitionedIndex:
         An index on another filesystem is copied below `staging` first, once for all processes of a machine. Raises
         UserError when a file is missing, truncated or altered."""
         local = _stage(folder, Path(staging or tempfile.gettempdir()) / "sidray-index")
-        manifest = _read_manifest(local)
+        manifest = read_manifest(str(local))
         for name, expected in manifest.sha256.items():
             if not (local / name).is_file() or _sha256(local / name) != expected:
                 raise UserError(f"index file {local / name} is missing, truncated or altered", _REBUILD)
@@ -133,10 +142,14 @@ class PartitionedIndex:
         return name in self._ranges
 
     def search(
-        self, vectors: npt.NDArray[np.floating], k: int, partitions: Sequence[str] | None = None
+        self,
+        vectors: npt.NDArray[np.floating],
+        k: int,
+        partitions: Sequence[str] | None = None,
+        exact: bool = False,
     ) -> tuple[Floats, Ints]:
         """The k items of highest cosine for each vector [Q, d], among these partitions (None: all of them): exact but
-        in the partitions of `manifest.probes`.
+        in the partitions of `manifest.probes`, and there as well when `exact` asks for it.
 
         Returns scores [Q, k], descending, and rows [Q, k]; where there are fewer than k items, row -1 and score -inf.
         Raises UserError for an unknown partition, another dimension, or values that are not finite."""
@@ -144,7 +157,7 @@ class PartitionedIndex:
         # OpenMP keeps this number for each calling thread. FAISS shares out the queries, so that a thread without one
         # only gets in the way (measured on 2 cores, one query, 300,000 x 128: 7.6 ms with one thread, 40 ms with two).
         faiss.omp_set_num_threads(max(1, min(self.threads, len(queries))))
-        found = [self._search_span(queries, span, k) for span in self._spans(partitions)]
+        found = [self._search_span(queries, span, k, exact) for span in self._spans(partitions)]
         if len(found) == 1 and found[0][0].shape[1] == k:
             return found[0]
         scores = np.concatenate([np.full((len(queries), k), -np.inf, np.float32), *(pair[0] for pair in found)], axis=1)
@@ -198,16 +211,16 @@ class PartitionedIndex:
     def _joined(self, ranges: Iterable[Span]) -> list[Span]:
         """Each range once, ascending; neighbours that are searched exactly are joined."""
         spans: list[Span] = []
-        for low, high in sorted(set(ranges)):
+        for low, high in sorted({(low, high) for low, high in ranges if high > low}):
             if spans and spans[-1][1] == low and spans[-1] not in self._lists and (low, high) not in self._lists:
                 spans[-1] = (spans[-1][0], high)
             else:
                 spans.append((low, high))
         return spans
 
-    def _search_span(self, queries: Floats, span: Span, k: int) -> tuple[Floats, Ints]:
+    def _search_span(self, queries: Floats, span: Span, k: int, exact: bool) -> tuple[Floats, Ints]:
         """Scores and rows [Q, min(k, n)] of one range of n rows."""
-        if span in self._lists:
+        if span in self._lists and not exact:
             return self._lists[span].search(queries, self._plain, k)
         return search_range(queries, self._plain, *span, k)
 
@@ -222,7 +235,9 @@ def _check_rows(table: pa.Table, model_key: str) -> None:
         raise UserError(f"item {item_id!r} has no vector", "embed it, or leave it out")
 
 
-def _write(table: pa.Table, folder: Path, table_version: int, model_key: str, ivf_above: int) -> Manifest:
+def _write(
+    table: pa.Table, folder: Path, table_version: int, model_key: str, ivf_above: int, known: Iterable[str]
+) -> Manifest:
     """The files of an index in a local folder."""
     partition = pc.fill_null(table["partition"], "")
     table = table.set_column(table.schema.get_field_index("partition"), "partition", partition)
@@ -233,9 +248,11 @@ def _write(table: pa.Table, folder: Path, table_version: int, model_key: str, iv
     _refuse_duplicates(items["item_id"].take(by_id))
     dimension = table.schema.field("vector").type.list_size
     _write_vectors(table, order.to_numpy(), dimension, folder / _VECTORS)
-    sizes = pc.value_counts(items["partition"])  # in the order of the rows
-    partitions = sizes.field("values").to_pylist()
-    offsets = [0, *np.cumsum(sizes.field("counts").to_numpy()).tolist()]
+    sizes = dict.fromkeys(known, 0) | {
+        each["values"]: each["counts"] for each in pc.value_counts(items["partition"]).to_pylist()
+    }
+    partitions = sorted(sizes, key=str.encode)  # as the rows are
+    offsets = [0, *np.cumsum([sizes[name] for name in partitions], dtype=np.int64).tolist()]
     order, probes = _write_lists(folder, dict(zip(partitions, pairwise(offsets), strict=True)), ivf_above)
     with pa.OSFile(str(folder / _ITEMS), "wb") as sink, pa.ipc.new_file(sink, items.schema) as writer:
         writer.write_table(items.take(order).combine_chunks())
@@ -315,12 +332,13 @@ def _refuse_duplicates(ids: pa.ChunkedArray) -> None:
         raise UserError(f"item {item_id!r} occurs twice", "give the current rows of the item table, one for each item")
 
 
-def _read_manifest(folder: Path) -> Manifest:
-    path = folder / _MANIFEST
-    if not path.is_file():
+def read_manifest(folder: str) -> Manifest:
+    """Raises UserError when it is missing, altered, or of another format."""
+    path = storage.join(folder, _MANIFEST)
+    if not storage.exists(path):
         raise UserError(f"there is no index in {folder}: {_MANIFEST} is missing", "build it with the index step")
     try:
-        manifest = Manifest.model_validate_json(path.read_bytes())
+        manifest = Manifest.model_validate_json(storage.read_bytes(path))
     except ValidationError as error:
         raise UserError(f"{path} is truncated or altered: {error.errors()[0]['msg']}", _REBUILD) from error
     if manifest.format != FORMAT or set(manifest.sha256) != set(_FILES):

@@ -21,7 +21,7 @@ from sidray.retrieval import item_table
 from sidray.steps import Summary, Work
 
 TABLE_VERSION = 1
-INDEX_VERSION = 3
+INDEX_VERSION = 4
 BATCH = 2048
 THUMBNAIL = 160  # pixels of the longer side
 

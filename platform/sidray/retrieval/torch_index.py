@@ -40,7 +40,7 @@ class TorchIndex(PartitionedIndex):
             self._resident[start : start + _BLOCK] = torch.tensor(self._plain[start : start + _BLOCK])
 
     @torch.inference_mode()
-    def _search_span(self, queries: Floats, span: Span, k: int) -> tuple[Floats, Ints]:
+    def _search_span(self, queries: Floats, span: Span, k: int, exact: bool) -> tuple[Floats, Ints]:
         low, high = span
         inside = self._resident[low:high].T  # [d, n]
         blocks = torch.split(torch.from_numpy(queries).to(self.device), max(1, _SCORES // (high - low)))

@@ -34,7 +34,8 @@ def build_app(args: Values) -> Application:
     Collection.of(run)
     queue, gpus = settings.embedder.max_queued, settings.embedder.gpus
     embedder = _deployment(Embedder, settings.embedder, max_queued_requests=queue, gpus=gpus)
-    recall = _deployment(Recall, settings.recall, max_queued_requests=settings.recall.max_queued)
+    queue, gpus = settings.recall.max_queued, settings.recall.gpus
+    recall = _deployment(Recall, settings.recall, max_queued_requests=queue, gpus=gpus)
     # The gateway refuses by itself, in JSON: Serve lets more through than it takes.
     gateway = _deployment(Gateway, settings.gateway, max_ongoing_requests=2 * settings.gateway.max_ongoing)
     writer = _deployment(WriterReplica, settings.writer, max_queued_requests=settings.writer.max_queued)

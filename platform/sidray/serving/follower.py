@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
 from sidray.errors import UserError
@@ -23,10 +24,12 @@ _LOGGER = logging.getLogger("ray.serve")
 
 
 class Follower:
-    """`view` is the latest View. `poll_s` between two looks at the table; `poke` asks for one at once."""
+    """`view` is the latest View. `poll_s` between two looks at the table; `poke` asks for one at once; `on_gpu`: the
+    vectors lie on this process's GPU."""
 
-    def __init__(self, collection: Collection, run: str, poll_s: float) -> None:
+    def __init__(self, collection: Collection, run: str, poll_s: float, on_gpu: bool = False) -> None:
         self._collection = collection
+        self._load_index = _gpu_loader() if on_gpu else PartitionedIndex.load
         self._run = run
         self._poll_s = poll_s
         self._refused: Generation | None = None
@@ -65,7 +68,7 @@ class Follower:
             _LOGGER.error("generation %s is refused, %s stays: %s", pointer.current.name, self.view.generation, error)
 
     def _load(self, pointer: Pointer, generation: Generation) -> tuple[LogReader, View]:
-        index = PartitionedIndex.load(self._collection.index_folder(generation), threads=1)
+        index = self._load_index(self._collection.index_folder(generation), threads=1)
         if index.manifest.model_key != self._collection.model_key:
             problem = f"the index is of model {index.manifest.model_key}, the run of {self._collection.model_key}"
             raise UserError(problem, "build the index from the run's own table")
@@ -89,3 +92,10 @@ class Follower:
             except Exception as error:  # the storage is away: reads go on with what is known, the lag tells
                 _LOGGER.warning("cannot follow the item table: %s", error)
                 time.sleep(self._poll_s)
+
+
+def _gpu_loader() -> Callable[..., PartitionedIndex]:
+    """A replica without a GPU starts lighter without torch."""
+    from sidray.retrieval.torch_index import load_index
+
+    return load_index

@@ -17,6 +17,7 @@ import ray
 from ray.serve.metrics import Counter, Histogram
 
 _MS = [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0, 5000.0, 10_000.0]
+_SHARES = [0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999]
 _EXPORTER_S = 2.0  # a node that does not answer is left out of the page
 
 
@@ -49,6 +50,17 @@ class BatchMetrics:
         self._cost.inc(sum(costs), tags)
         self._padded.inc(max(costs) * len(costs), tags)
         self._busy.inc(max(1000 * seconds, 1e-6), tags)
+
+
+class RecallMonitor:
+    """Of one recall replica: which share of the exact answer its searches find."""
+
+    def __init__(self) -> None:
+        about = "share of the exact answer that a search found"
+        self._recall = Histogram("sidray_search_recall", about, boundaries=_SHARES)
+
+    def observe(self, recall: float) -> None:
+        self._recall.observe(recall)
 
 
 def exporters() -> list[str]:

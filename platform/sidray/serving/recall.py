@@ -16,6 +16,7 @@ from sidray.finished import RunFolder
 from sidray.retrieval.collection import Collection
 from sidray.serving.follower import Follower
 from sidray.serving.messages import Found, RecallQuery, Refusal, SimilarFound, SimilarQuery
+from sidray.serving.metrics import RecallMonitor
 from sidray.serving.schemas import Index
 from sidray.serving.settings import RecallSettings
 from sidray.serving.view import HIT, View
@@ -30,9 +31,13 @@ class Recall:
     """Serves the newest state that it knows of; each answer comes from one state and names it."""
 
     def __init__(self, run: RunFolder, settings: RecallSettings) -> None:
-        self._follower = Follower(Collection.of(run), run.name, settings.poll_ms / 1000)
+        self._follower = Follower(Collection.of(run), run.name, settings.poll_ms / 1000, settings.gpus > 0)
         self._fields = [*run.recipe.data.text_fields, "sids"]
         self._searchers = ThreadPoolExecutor(settings.threads, "search")
+        self._checks = ThreadPoolExecutor(1, "check")
+        self._check_every = settings.check_every
+        self._searches = 0
+        self._monitor = RecallMonitor()
 
     async def search(self, query: RecallQuery) -> Found | Refusal:
         """Refuses an unknown partition or field, another dimension, another model's vector, and a table version that
@@ -42,7 +47,11 @@ class Recall:
             return view
         if refusal := self._refusal(view, query):
             return refusal
-        return await self._run(_search, view, query)
+        found = await self._run(_search, view, query)
+        self._searches += 1
+        if self._searches % self._check_every == 0:
+            self._checks.submit(self._check, view, query, found)
+        return found
 
     async def similar(self, query: SimilarQuery) -> SimilarFound | Refusal:
         """Searches from each item of a history, merged. Refuses as `search`, and 404 when all items are unknown."""
@@ -81,6 +90,13 @@ class Recall:
             delta=len(view.delta),
             lag_seconds=round(self._follower.lag_s, 3),
         )
+
+    def _check(self, view: View, query: RecallQuery, found: Found) -> None:
+        """Holds an answer against an exact search of the same view."""
+        exact = view.search(query.vector, query.k, query.partitions, query.exclude, exact=True)
+        wanted = {item["item_id"] for item in exact}
+        if wanted:
+            self._monitor.observe(len(wanted & {hit["item_id"] for hit in found.hits}) / len(wanted))
 
     async def _run(self, work: Callable[..., T], *args: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._searchers, work, *args)

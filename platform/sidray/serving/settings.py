@@ -96,11 +96,14 @@ class EmbedderSettings(ReplicaSettings):
 
 class RecallSettings(DeploymentSettings):
     """`threads` searches run at once in a replica, each on one core. `max_queued` as in the embedder. Each replica
-    looks for new items and generations every `poll_ms`."""
+    looks for new items and generations every `poll_ms`, and one search in `check_every` is held against an exact one.
+    With `gpus` the vectors lie on the GPU and every search is exact."""
 
+    gpus: Annotated[float, Field(ge=0)] = 0.0
     threads: Count = 1
     max_queued: Count = 256
     poll_ms: Annotated[float, Field(ge=10)] = 250.0
+    check_every: Count = 1000
 
 
 class WriterSettings(ReplicaSettings):

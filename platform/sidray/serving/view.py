@@ -59,12 +59,12 @@ class View:
         return {*self.index.partitions, *self.delta.partitions}
 
     def search(
-        self, vector: Floats, k: int, partitions: Sequence[str] | None, exclude: Sequence[str]
+        self, vector: Floats, k: int, partitions: Sequence[str] | None, exclude: Sequence[str], exact: bool = False
     ) -> list[dict[str, Any]]:
         """The k nearest items of a unit vector [d], best first, as their fields and `score`. Of equal scores the
-        index's row comes first."""
+        index's row comes first. `exact`: in partitions that are cut into lists, too."""
         left_out = self._left_out(exclude)
-        scores, rows = self._search_index(vector, k, partitions, left_out[left_out >= 0])
+        scores, rows = self._search_index(vector, k, partitions, left_out[left_out >= 0], exact)
         new_scores, new_rows = self.delta.search(vector, partitions)
         kept = ~np.isin(new_rows, _delta_rows(self.delta, exclude))
         scores = np.concatenate([scores, new_scores[kept]])
@@ -96,7 +96,7 @@ class View:
         return picture
 
     def _search_index(
-        self, vector: Floats, k: int, partitions: Sequence[str] | None, left_out: Ints
+        self, vector: Floats, k: int, partitions: Sequence[str] | None, left_out: Ints, exact: bool
     ) -> tuple[Floats, Ints]:
         """At most k rows that are not left out. Asks for more rows until enough of them are left, or there are none."""
         names = None if partitions is None else [name for name in partitions if self.index.has_partition(name)]
@@ -104,7 +104,7 @@ class View:
             return np.zeros(0, np.float32), np.zeros(0, np.int64)
         wanted = k + min(len(left_out), _MARGIN)
         while True:
-            scores, rows = self.index.search(vector[None], wanted, names)
+            scores, rows = self.index.search(vector[None], wanted, names, exact)
             found = rows[0] >= 0
             kept = found & ~np.isin(rows[0], left_out)
             if kept.sum() >= k or not found.all():
