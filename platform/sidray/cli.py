@@ -83,7 +83,7 @@ def reindex(run: RunArgument, variant: VariantOption = "") -> None:
 
     collection = Collection.of(RunFolder.open(run, variant))
     with ray_cluster():
-        generation = on_cluster(collection.fold)
+        generation = on_cluster(Collection.fold, collection)
     typer.echo(f"{generation.name}: table version {generation.table_version}, {collection.index_folder(generation)}")
 
 

@@ -103,6 +103,19 @@ def test_a_partition_whose_items_are_gone_stays_known(run: RunFolder) -> None:
         item_table.append(collection.table, item_table.tombstones(["i001"]))
 
 
+def test_an_index_that_cannot_be_read_is_built_again(run: RunFolder) -> None:
+    collection = Collection.of(run)
+    collection.check()
+    manifest = Path(collection.index_folder(collection.pointer().current)) / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"format": 3', '"format": 2'))
+    with pytest.raises(UserError, match=r"has format 2(.|\n)*sidray reindex RUN"):
+        collection.check()
+    first = collection.fold()  # though nothing was written
+    collection.check()
+    assert indexed(collection) == ids(collection)
+    assert collection.fold() == first
+
+
 def test_one_at_a_time(run: RunFolder) -> None:
     collection = Collection.of(run)
     item_table.append(collection.table, item_table.tombstones(["i000"]))

@@ -87,25 +87,41 @@ class Collection:
         return storage.join(self.root, generation.index)
 
     def fold(self) -> Generation:
-        """Compacts the table and builds a generation of its latest version. Keeps the last KEEP ones.
+        """Compacts the table and builds a generation of its latest version, if anything was written since the last one,
+        or that one cannot be read. Keeps the last KEEP ones.
 
         Raises UserError when another process folds or rolls back."""
         with Lease(self.uri):
             pointer = self.pointer()
             if not pointer.settled:
                 raise UserError(f"a rollback of {self.uri} was interrupted", "run it again: sidray rollback RUN")
-            if int(item_table.open_version(self.table).version) == pointer.current.table_version:
+            known = self._partitions(pointer.current)
+            written = int(item_table.open_version(self.table).version) != pointer.current.table_version
+            if known is not None and not written:
                 return pointer.current
-            known = index_module.read_manifest(self.index_folder(pointer.current)).partitions
-            generation = self._build(item_table.ItemLog(self.table).compact(), known)
+            generation = self._build(item_table.ItemLog(self.table).compact(), known or [])
             generations = (*pointer.generations, generation)
             self._point(Pointer(pointer.epoch, True, generations[-KEEP:]))
             self._prune(generations[:-KEEP])
             return generation
 
+    def check(self) -> None:
+        """Raises UserError when the current index is missing, or of a format that this version does not read."""
+        try:
+            index_module.read_manifest(self.index_folder(self.pointer().current))
+        except UserError as error:
+            raise UserError(error.problem, "build it again: sidray reindex RUN") from error
+
+    def _partitions(self, generation: Generation) -> list[str] | None:
+        """Those that its index knows; None when it cannot be read and must be built again."""
+        try:
+            return index_module.read_manifest(self.index_folder(generation)).partitions
+        except UserError:
+            return None
+
     def _build(self, version: int, partitions: list[str]) -> Generation:
         """A search in one of `partitions` whose items are all gone finds nothing, and is no mistake."""
-        name = f"generation-{version}"
+        name = f"generation-{version}-{datetime.datetime.now(datetime.UTC):%Y%m%dT%H%M%S.%f}"
         folder = storage.join(self.uri, "generations", name)
         item_table.tag(self.table, name, version)
         rows = item_table.indexed(self.table, version)

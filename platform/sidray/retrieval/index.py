@@ -47,6 +47,12 @@ _BLOCK = 65_536  # rows normalised or moved at once
 Span = tuple[int, int]  # of rows: the first, and the one behind the last
 
 
+class _Format(BaseModel):
+    """What every manifest has, whichever version wrote it."""
+
+    format: int
+
+
 class Manifest(BaseModel):
     """What an index is made of; `offsets[i]:offsets[i + 1]` are the rows of `partitions[i]`. `probes`: of the
     partitions that are cut into lists, how many of them to search for 10, 100 and 1000 neighbours."""
@@ -337,12 +343,16 @@ def read_manifest(folder: str) -> Manifest:
     path = storage.join(folder, _MANIFEST)
     if not storage.exists(path):
         raise UserError(f"there is no index in {folder}: {_MANIFEST} is missing", "build it with the index step")
+    data = storage.read_bytes(path)
     try:
-        manifest = Manifest.model_validate_json(storage.read_bytes(path))
+        found = _Format.model_validate_json(data).format
+        if found != FORMAT:
+            raise UserError(f"{path} has format {found}, this version reads {FORMAT}", _REBUILD)
+        manifest = Manifest.model_validate_json(data)
     except ValidationError as error:
         raise UserError(f"{path} is truncated or altered: {error.errors()[0]['msg']}", _REBUILD) from error
-    if manifest.format != FORMAT or set(manifest.sha256) != set(_FILES):
-        raise UserError(f"{path} has format {manifest.format}, this version reads {FORMAT}", _REBUILD)
+    if set(manifest.sha256) != set(_FILES):
+        raise UserError(f"{path} is altered: it is not about {', '.join(_FILES)}", _REBUILD)
     return manifest
 
 

@@ -31,7 +31,7 @@ def build_app(args: Values) -> Application:
     for role in _NEEDED:
         run.manifest(role)
     Keys.load(settings.gateway.keys, settings.gateway.requests_per_s)
-    Collection.of(run)
+    Collection.of(run).check()
     queue, gpus = settings.embedder.max_queued, settings.embedder.gpus
     embedder = _deployment(Embedder, settings.embedder, max_queued_requests=queue, gpus=gpus)
     queue, gpus = settings.recall.max_queued, settings.recall.gpus

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from ray import serve
+from ray.serve import Application
 
 from sidray.cluster import ray_cluster
 from sidray.errors import UserError
@@ -45,10 +46,23 @@ def running_service(run: str, variant: str, host: str, port: int) -> Iterator[st
             raise UserError("this Ray cluster runs Serve already", remedy)
         try:
             serve.start(http_options={"host": host, "port": port})
-            serve.run(app, name=NAME, route_prefix="/")
+            _deploy(app)
             yield url_of(host, port)
         finally:
             serve.shutdown()
+
+
+def _deploy(app: Application) -> None:
+    """UserError with the cause when a replica cannot start: Serve's own error does not have it."""
+    try:
+        serve.run(app, name=NAME, route_prefix="/")
+    except RuntimeError as error:
+        deployments = serve.status().applications[NAME].deployments
+        for name, status in deployments.items():
+            if lines := [line for line in status.message.splitlines() if line.strip()]:
+                remedy = "the log of the replica has more: /tmp/ray/session_latest/logs/serve"
+                raise UserError(f"{name} does not start: {lines[-1].strip()}", remedy) from error
+        raise
 
 
 def url_of(host: str, port: int) -> str:
