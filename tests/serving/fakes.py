@@ -99,17 +99,13 @@ def _api(max_in_flight: int, keys: Keys) -> FastAPI:
     return api_of(FakeBackend(), max_in_flight, keys)
 
 
-observed: list[tuple[str, int, float]] = []
-
-
 async def _scrape() -> str:
     return "up 1\n"
 
 
 def api_of(backend: FakeBackend, max_in_flight: int, keys: Keys) -> FastAPI:
-    """What it observes goes to `observed`."""
     service = Service(backend, Limits(MAX_PIXELS, 1.0))
-    return create_api(service, max_in_flight, keys, lambda *seen: observed.append(seen), _scrape)
+    return create_api(service, max_in_flight, keys, _scrape)
 
 
 OPEN = Keys({})

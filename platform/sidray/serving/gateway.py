@@ -16,9 +16,9 @@ from ray.serve.handle import DeploymentHandle
 
 from sidray.serving import page, problems
 from sidray.serving.auth import Keys
-from sidray.serving.guard import Guard, Observe
+from sidray.serving.guard import Guard
 from sidray.serving.handles import HandleBackend
-from sidray.serving.metrics import RequestMetrics, exporters, relay
+from sidray.serving.metrics import exporters, relay
 from sidray.serving.routes import probes, router
 from sidray.serving.service import Limits, Service
 from sidray.serving.settings import GatewaySettings
@@ -26,16 +26,16 @@ from sidray.serving.settings import GatewaySettings
 Scrape = Callable[[], Awaitable[str]]
 
 
-def create_api(service: Service, max_in_flight: int, keys: Keys, observe: Observe, scrape: Scrape) -> FastAPI:
+def create_api(service: Service, max_in_flight: int, keys: Keys, scrape: Scrape) -> FastAPI:
     """The ASGI application. No documentation pages: they load scripts from elsewhere.
 
-    `observe` is told of every answer (guard.py); `scrape` gives the text of /metrics."""
+    `scrape` gives the text of /metrics."""
     api = FastAPI(title="sidray", version="1", docs_url=None, redoc_url=None, redirect_slashes=False)
     api.state.service = service
     api.include_router(router)
     api.include_router(probes)
     api.include_router(page.router)
-    api.add_middleware(Guard, max_in_flight=max_in_flight, keys=keys, observe=observe)
+    api.add_middleware(Guard, max_in_flight=max_in_flight, keys=keys)
     problems.install(api)
 
     @api.get("/metrics", response_class=PlainTextResponse)
@@ -65,7 +65,7 @@ class Gateway:
         self._keys = Keys.load(settings.keys, settings.requests_per_s)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return create_api(self._service, self._settings.max_ongoing, self._keys, RequestMetrics().observe, _scrape)
+        return create_api(self._service, self._settings.max_ongoing, self._keys, _scrape)
 
 
 async def _scrape() -> str:

@@ -6,8 +6,6 @@ Serve's own refusals are plain text and would pass by the API's error format, so
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Callable
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -16,7 +14,6 @@ from sidray.serving.auth import Keys
 from sidray.serving.messages import Refusal
 from sidray.serving.problems import ApiError, overloaded, response
 
-Observe = Callable[[str, int, float], None]
 MAX_BODY_BYTES = 32 * 2**20
 _ITEMS = "/v1/items/"
 _PROTECTED = ("/v1/", "/metrics")
@@ -26,33 +23,19 @@ _UNEXPECTED = Refusal(500, "internal_error", "an unexpected error; the service's
 
 
 class Guard:
-    """ASGI middleware. Requests below /v1 count and need a key; probes and the page always pass. `observe` is told the
-    route, the status and the seconds of every answer."""
+    """ASGI middleware. Requests below /v1 count and need a key; probes and the page always pass."""
 
-    def __init__(self, app: ASGIApp, max_in_flight: int, keys: Keys, observe: Observe) -> None:
+    def __init__(self, app: ASGIApp, max_in_flight: int, keys: Keys) -> None:
         self.app = app
         self.max_in_flight = max_in_flight
         self.keys = keys
-        self.observe = observe
         self.in_flight = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        scope, started, status = _encoded_ids(scope), time.perf_counter(), 0
-
-        async def watched(message: Message) -> None:
-            nonlocal status
-            status = message.get("status", status)
-            await send(message)
-
-        try:
-            await self._admitted(scope, receive, watched)
-        finally:
-            self.observe(_route(scope), status, time.perf_counter() - started)
-
-    async def _admitted(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope = _encoded_ids(scope)
         if not scope["path"].startswith(_PROTECTED):
             await self._guarded(scope, receive, send)
         elif self.in_flight >= self.max_in_flight:
@@ -84,11 +67,6 @@ class Guard:
                 raise
             _LOGGER.exception("unexpected error in %s %s", scope["method"], scope["path"][:200])
             await response(_UNEXPECTED)(scope, receive, send)
-
-
-def _route(scope: Scope) -> str:
-    """A route of the application, which leaves it in the scope, or "other"."""
-    return str(getattr(scope.get("route"), "path", "other"))
 
 
 def _encoded_ids(scope: Scope) -> Scope:

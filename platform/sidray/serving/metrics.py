@@ -1,37 +1,23 @@
 """What the service counts, through Ray's metrics, and /metrics: the exporters of all live nodes as one page.
 
-    requests = RequestMetrics();  requests.observe("/v1/search", 200, 0.012)
+    batches = BatchMetrics();  batches.observe("queries", costs=[3, 5], seconds=0.012)
     text = await relay(exporters())     # Prometheus text
 
-Ray's exporter on each node has the metrics of every process there: replicas, Serve's own, the machine's.
+Ray's exporter on each node has the metrics of every process there: the replicas' own, the machine's, and Serve's, which
+counts requests and their latency by route and status (serve_num_http_requests, serve_http_request_latency_ms).
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import aiohttp
 import ray
 from ray.serve.metrics import Counter, Histogram
 
-_MS = [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0, 5000.0, 10_000.0]
 _SHARES = [0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999]
 _EXPORTER_S = 2.0  # a node that does not answer is left out of the page
-
-
-class RequestMetrics:
-    """Of one gateway replica; `route` is a route of the API, so that no client can add label values."""
-
-    def __init__(self) -> None:
-        tags: Any = ("route", "status")  # typed as a tuple of one in Ray
-        self._requests = Counter("sidray_requests", "answers by route and status", tag_keys=tags)
-        self._ms = Histogram("sidray_request_ms", "milliseconds of an answer", boundaries=_MS, tag_keys=("route",))
-
-    def observe(self, route: str, status: int, seconds: float) -> None:
-        self._requests.inc(1, {"route": route, "status": str(status)})
-        self._ms.observe(1000 * seconds, {"route": route})
 
 
 class BatchMetrics:
