@@ -13,6 +13,9 @@ from sidray.command import run_command
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 VariantOption = Annotated[str, typer.Option(help="a variant of the run, such as dual-tower")]
+ServingOverrides = Annotated[
+    list[str] | None, typer.Argument(help="embedder.replicas=2 gateway.keys=URI ...: serve/search.yaml lists the keys")
+]
 RunArgument = Annotated[str, typer.Argument(help="a run folder, as `sidray run` prints it")]
 
 
@@ -61,6 +64,7 @@ def search(
 @app.command()
 def serve(
     run: RunArgument,
+    overrides: ServingOverrides = None,
     host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
     variant: VariantOption = "",
@@ -71,7 +75,26 @@ def serve(
     serve_environment()
     from sidray.serving.run import serve_run
 
-    serve_run(run, variant, host, port)
+    serve_run(run, variant, host, port, overrides or [])
+
+
+@app.command()
+def promote(
+    run: RunArgument,
+    overrides: ServingOverrides = None,
+    weight: Annotated[float, typer.Option(min=0, max=1, help="its share of the searches; 0 ends it")] = 1.0,
+    shadow: Annotated[bool, typer.Option(help="copies of all searches, whose answers nobody sees")] = False,
+    variant: VariantOption = "",
+) -> None:
+    """Serves another run beside the one that is served on this cluster (RAY_ADDRESS), or in its place."""
+    from sidray.serving.environment import serve_environment
+
+    serve_environment()
+    from sidray.serving.promote import promote as promote_run
+
+    shares = promote_run(run, variant, 0.0 if shadow else weight, shadow, overrides or [])
+    for name in shares.everybody:
+        typer.echo(f"{shares.weights.get(name, 0):6.1%}  {name}{'   (shadow)' if name in shares.shadows else ''}")
 
 
 @app.command()

@@ -81,9 +81,14 @@ def load_yaml(name: str, overrides: Iterable[str] = (), _seen: tuple[str, ...] =
         near = folder / parent if folder and parent.endswith((".yaml", ".yml")) else parent
         merged = merge(merged, load_yaml(str(near), (), (*_seen, name)))
     merged = merge(merged, values)
+    return overridden(merged, overrides)
+
+
+def overridden(values: Values, overrides: Iterable[str]) -> Values:
+    """With dotted overrides a.b=c applied. UserError for one that is none."""
     for override in overrides:
-        merged = merge(merged, _parse_override(override))
-    return merged
+        values = merge(values, _parse_override(override))
+    return values
 
 
 def _parse_override(text: str) -> Values:

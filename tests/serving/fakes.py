@@ -15,9 +15,20 @@ from PIL import Image
 
 from sidray.serving.auth import Keys
 from sidray.serving.gateway import create_api
-from sidray.serving.messages import Embedded, Found, NewItem, RecallQuery, Refusal, SimilarFound, SimilarQuery, Times
+from sidray.serving.messages import (
+    Embedded,
+    Found,
+    NewItem,
+    RecallQuery,
+    Refusal,
+    RunInfo,
+    SimilarFound,
+    SimilarQuery,
+    Times,
+)
 from sidray.serving.schemas import ErrorBody, Index, IndexKey, Model
-from sidray.serving.service import Limits, Service
+from sidray.serving.settings import GatewaySettings
+from sidray.serving.traffic import Shares, Traffic
 
 MODEL_KEY = "m-1"
 DIMENSION = 4
@@ -83,6 +94,9 @@ class FakeBackend:
         self.events += rows
         return len(rows)
 
+    async def info(self) -> RunInfo:
+        return RunInfo("m", MAX_PIXELS, ("shop",))
+
     async def model(self) -> Model:
         if self.before:
             await self.before()
@@ -103,9 +117,14 @@ async def _scrape() -> str:
     return "up 1\n"
 
 
+def traffic_of(backend: FakeBackend, timeout_s: float = 1.0) -> Traffic:
+    """All of it goes to one run, "m"."""
+    settings = GatewaySettings(timeout_s=timeout_s, write_timeout_s=timeout_s)
+    return Traffic(lambda name: backend, settings, Shares({"m": 1.0}))
+
+
 def api_of(backend: FakeBackend, max_in_flight: int, keys: Keys) -> FastAPI:
-    service = Service(backend, Limits(MAX_PIXELS, 1.0))
-    return create_api(service, max_in_flight, keys, _scrape)
+    return create_api(traffic_of(backend), max_in_flight, keys, _scrape)
 
 
 OPEN = Keys({})
@@ -116,7 +135,7 @@ def client_of(
 ) -> httpx.AsyncClient:
     """An exception that leaves the application fails the test."""
     api = _api(max_in_flight, keys)
-    api.state.service = Service(backend, Limits(MAX_PIXELS, timeout_s, timeout_s, ("shop",)))
+    api.state.traffic = traffic_of(backend, timeout_s)
     return httpx.AsyncClient(transport=httpx.ASGITransport(api), base_url="http://test")
 
 

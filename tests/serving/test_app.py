@@ -14,9 +14,9 @@ from ray.serve.schema import ServeDeploySchema
 from sidray import storage
 from sidray.config import build
 from sidray.errors import UserError
-from sidray.serving.app import build_app
+from sidray.serving.app import build_gateway, build_run
 from sidray.serving.run import running_service, serve_run, url_of
-from sidray.serving.settings import EmbedderSettings, ServiceSettings
+from sidray.serving.settings import EmbedderSettings, RunSettings, ServiceSettings
 from tests.serving.runs import STEPS, tiny_run
 
 YAML = Path(__file__).resolve().parents[2] / "serve" / "search.yaml"
@@ -33,7 +33,24 @@ def run(tmp_path: Path) -> str:
 
 
 def test_a_finished_run_is_an_application(run: str) -> None:
-    assert isinstance(build_app({"run": run, "embedder": {"autoscaling": {"max_replicas": 2}}}), Application)
+    assert isinstance(build_run({"run": run, "embedder": {"autoscaling": {"max_replicas": 2}}}), Application)
+    assert isinstance(build_gateway({"weights": {"a": 0.9, "b": 0.1}, "shadows": ["c"]}), Application)
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        ({}, "weights: Field required"),
+        ({"weights": {}}, "weights: Dictionary should have at least 1 item"),
+        ({"weights": {"a": 0}}, "weights.a: Input should be greater than 0"),
+        ({"weights": {"a": 1}, "shadow": ["b"]}, "shadow: unknown key (did you mean 'shadows'?)"),
+        ({"weights": {"a": 1}, "gateway": {"keys": "no/such/file"}}, "no/such/file"),
+    ],
+)
+def test_mistakes_of_the_gateway_are_named(args: dict[str, Any], says: str) -> None:
+    with pytest.raises(UserError) as caught:
+        build_gateway(args)
+    assert says in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -51,7 +68,7 @@ def test_a_finished_run_is_an_application(run: str) -> None:
 )
 def test_mistakes_are_named(run: str, args: dict[str, Any], says: str) -> None:
     with pytest.raises(UserError) as caught:
-        build_app({"run": run, **args})
+        build_run({"run": run, **args})
     assert says in str(caught.value)
 
 
@@ -59,7 +76,7 @@ def test_mistakes_are_named(run: str, args: dict[str, Any], says: str) -> None:
 def test_an_unfinished_run_is_refused(run: str, role: str) -> None:
     storage.delete(storage.join(run.rsplit("/", 2)[0], "steps", STEPS[role], "manifest.json"))
     with pytest.raises(UserError, match=f"step {role} of .* is not done"):
-        build_app({"run": run})
+        build_run({"run": run})
 
 
 def test_a_port_in_use_is_refused_before_anything_starts(run: str) -> None:
@@ -83,16 +100,20 @@ def test_url(host: str, url: str) -> None:
 
 
 def test_the_shipped_yaml_is_what_serve_and_the_service_take() -> None:
+    """Its values are the defaults, and no key is left out."""
     values = yaml.safe_load(YAML.read_text())
-    application = ServeDeploySchema.model_validate(values).applications[0]
-    assert application.import_path == f"{build_app.__module__}:{build_app.__name__}"  # no folder but the package's
-    settings = build(ServiceSettings, application.args, "search.yaml")
-    defaults = ServiceSettings(run=settings.run)
-    assert settings.gateway == defaults.gateway
-    assert settings.recall == defaults.recall
-    assert settings.writer == defaults.writer
+    front, back = ServeDeploySchema.model_validate(values).applications
+    for application, builder in ((front, build_gateway), (back, build_run)):
+        assert application.import_path == f"{builder.__module__}:{builder.__name__}"  # no folder but the package's
+    service = build(ServiceSettings, front.args, "search.yaml")
+    assert service == ServiceSettings(weights={back.name: 1.0})
+    settings = build(RunSettings, back.args, "search.yaml")
+    defaults = RunSettings(run=settings.run)
     changed = {**settings.embedder.model_dump(), "autoscaling": None}  # the one value that it says it changes
     assert EmbedderSettings.model_validate(changed) == defaults.embedder
-    for section in ("gateway", "embedder", "recall", "writer"):
-        every = set(type(getattr(settings, section)).model_fields)
-        assert every - set(application.args[section]) <= {"autoscaling", "replicas"}  # of which one is given
+    assert settings.model_copy(update={"embedder": defaults.embedder}) == defaults
+    for whole, given in ((service, front.args), (settings, back.args)):
+        assert set(type(whole).model_fields) == set(given)
+        for section in {"gateway", "embedder", "recall", "writer"} & set(given):
+            every = set(type(getattr(whole, section)).model_fields)
+            assert every - set(given[section]) <= {"autoscaling", "replicas"}  # of which one is given

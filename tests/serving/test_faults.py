@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,19 +20,10 @@ from sidray.client import Client
 from sidray.finished import RunFolder
 from sidray.retrieval import item_table
 from sidray.retrieval.collection import Collection
-from sidray.serving.run import running_service
 
 pytestmark = pytest.mark.ray
 KILLS = int(os.environ.get("SIDRAY_KILLS", "1"))  # of each kind of replica
 CLIENTS = 4
-
-
-@pytest.fixture(scope="module")
-def service(debug_run: str) -> Iterator[str]:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    with running_service(debug_run, "", "127.0.0.1", port) as url:
-        yield url
 
 
 def pid_of(deployment: str) -> int:

@@ -33,7 +33,7 @@ class Handle:
 
 
 def backend_of(handle: Handle) -> HandleBackend:
-    return HandleBackend(handle, handle, handle)  # type: ignore[arg-type]
+    return HandleBackend(handle, handle, handle, handle)  # type: ignore[arg-type]
 
 
 async def test_an_answer_passes() -> None:

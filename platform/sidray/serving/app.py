@@ -1,6 +1,7 @@
-"""The Serve application of a finished run: gateway -> embedder, recall, writer.
+"""The Serve applications: one for each run (embedder, recall, writer), and the gateway in front of them.
 
-serve.run(build_app({"run": "sidray-runs/runs/smgr-1a2b", "embedder": {"replicas": 2}}), name="sidray")
+serve.run(build_run({"run": "sidray-runs/runs/smgr-1a2b", "embedder": {"replicas": 2}}), name="a", route_prefix=None)
+serve.run(build_gateway({"weights": {"a": 1}}), name="sidray")
 """
 
 from __future__ import annotations
@@ -16,38 +17,52 @@ from sidray.retrieval.collection import Collection
 from sidray.serving.auth import Keys
 from sidray.serving.embedder import Embedder
 from sidray.serving.gateway import Gateway
+from sidray.serving.messages import RunInfo
 from sidray.serving.recall import Recall
-from sidray.serving.settings import DeploymentSettings, EmbedderSettings, ReplicaSettings, ServiceSettings
+from sidray.serving.run_ingress import RunIngress
+from sidray.serving.settings import (
+    DeploymentSettings,
+    EmbedderSettings,
+    ReplicaSettings,
+    RunSettings,
+    ServiceSettings,
+)
 from sidray.serving.writer_replica import WriterReplica
 
 _NEEDED = ("text-weights", "pretrained-towers", "table", "index")
 CONSTRUCTOR_ATTEMPTS = 3  # a replica that cannot load will not load at the twentieth attempt
 
 
-def build_app(args: Values) -> Application:
-    """`args`: ServiceSettings. UserError for an unknown key, and for a run that is none or is not finished."""
-    settings = build(ServiceSettings, args, "of the service")
+def build_run(args: Values) -> Application:
+    """`args`: RunSettings. UserError for an unknown key, and for a run that is none or is not finished."""
+    settings = build(RunSettings, args, "of the run's application")
     run = RunFolder.open(settings.run, settings.variant)
     for role in _NEEDED:
         run.manifest(role)
-    Keys.load(settings.gateway.keys, settings.gateway.requests_per_s)
     Collection.of(run).check()
     queue, gpus = settings.embedder.max_queued, settings.embedder.gpus
     embedder = _deployment(Embedder, settings.embedder, max_queued_requests=queue, gpus=gpus)
     queue, gpus = settings.recall.max_queued, settings.recall.gpus
     recall = _deployment(Recall, settings.recall, max_queued_requests=queue, gpus=gpus)
-    # The gateway refuses by itself, in JSON: Serve lets more through than it takes.
-    gateway = _deployment(Gateway, settings.gateway, max_ongoing_requests=2 * settings.gateway.max_ongoing)
     writer = _deployment(WriterReplica, settings.writer, max_queued_requests=settings.writer.max_queued)
     model = embedder.bind(run, settings.embedder)
-    return gateway.bind(
+    data = run.recipe.data
+    return _deployment(RunIngress, ReplicaSettings(cpus=0)).bind(
+        RunInfo(run.name, data.max_image_pixels, tuple(data.text_fields)),
         model,
         recall.bind(run, settings.recall),
         writer.bind(run, settings.writer, model),
-        settings.gateway,
-        run.recipe.data.max_image_pixels,
-        run.recipe.data.text_fields,
     )
+
+
+def build_gateway(args: Values) -> Application:
+    """`args`: ServiceSettings. UserError for an unknown key, shares that are none, and a bad file of keys."""
+    settings = build(ServiceSettings, args, "of the service")
+    Keys.load(settings.gateway.keys, settings.gateway.requests_per_s)
+    # The gateway refuses by itself, in JSON: Serve lets more through than it takes.
+    gateway = _deployment(Gateway, settings.gateway, max_ongoing_requests=2 * settings.gateway.max_ongoing)
+    shares = {"weights": settings.weights, "shadows": list(settings.shadows)}
+    return gateway.options(user_config=shares).bind(settings.gateway)
 
 
 def _deployment(target: type[Any], settings: ReplicaSettings, gpus: float = 0.0, **options: int) -> serve.Deployment:
@@ -59,7 +74,7 @@ def _deployment(target: type[Any], settings: ReplicaSettings, gpus: float = 0.0,
         else:
             given["autoscaling_config"] = settings.autoscaling.options()
     deployment: serve.Deployment = serve.deployment(
-        name=target.__name__.removesuffix("Replica"),
+        name=target.__name__.removesuffix("Replica").removesuffix("Ingress"),
         ray_actor_options={"num_cpus": settings.cpus, "num_gpus": gpus},
         max_constructor_retry_count=CONSTRUCTOR_ATTEMPTS,
         **{**given, **options},

@@ -57,8 +57,12 @@ class Keys:
         """UserError for a line that is none, and for a file without any key: that would let everybody in."""
         if not uri:
             return cls({}, requests_per_s)
+        try:
+            text = storage.read_bytes(uri).decode()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"cannot read the file of keys {uri}: {error}", "check gateway.keys") from error
         hashes: dict[str, str] = {}
-        for number, line in enumerate(storage.read_bytes(uri).decode().splitlines(), 1):
+        for number, line in enumerate(text.splitlines(), 1):
             if not line.strip() or line.startswith("#"):
                 continue
             found = _LINE.fullmatch(line.strip())

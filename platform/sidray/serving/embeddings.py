@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+from collections.abc import Sequence
 
 from sidray.errors import nearest
 from sidray.serving.embedding_schemas import Embedding, EmbeddingsRequest, EmbeddingsResponse, TextOrImage, Usage
@@ -13,11 +14,15 @@ from sidray.serving.schemas import Model
 from sidray.serving.service import Service, accepted, check_length, deadline
 
 
-async def embeddings(service: Service, request: EmbeddingsRequest) -> EmbeddingsResponse:
-    """ApiError 404 for a model that is not served, 400 for a dimension that it does not have."""
-    async with deadline(service.limits.write_timeout_s):
-        model = await service.backend.model()
-        _check_model(request, model)
+async def embeddings(services: Sequence[Service], request: EmbeddingsRequest) -> EmbeddingsResponse:
+    """By the run whose model or name is asked for. ApiError 404 for one that is not served, 400 for a dimension that it
+    does not have."""
+    async with deadline(services[0].limits.write_timeout_s):
+        models = await asyncio.gather(*(service.backend.model() for service in services))
+        service, model = _chosen(request, services, models)
+        if request.dimensions not in (None, model.dimension):
+            message = f"{model.id} was trained for {model.dimension} dimensions alone"
+            raise ApiError(Refusal(400, "unsupported_dimensions", message, "dimensions"))
         inputs = list(await asyncio.gather(*(_input(service, each) for each in request.inputs)))
         answers = [accepted(answer) for answer in await service.backend.embed_all(inputs)]
         tokens = sum(answer.tokens for answer in answers)
@@ -28,14 +33,13 @@ async def embeddings(service: Service, request: EmbeddingsRequest) -> Embeddings
         )
 
 
-def _check_model(request: EmbeddingsRequest, model: Model) -> None:
-    names = (model.id, model.run)
-    if request.model not in names:
-        message = f"no model is called {request.model[:80]!r}{nearest(request.model, names)}; served: {model.id}"
-        raise ApiError(Refusal(404, "model_not_found", message, "model"))
-    if request.dimensions not in (None, model.dimension):
-        message = f"{model.id} was trained for {model.dimension} dimensions alone"
-        raise ApiError(Refusal(400, "unsupported_dimensions", message, "dimensions"))
+def _chosen(request: EmbeddingsRequest, services: Sequence[Service], models: Sequence[Model]) -> tuple[Service, Model]:
+    for service, model in zip(services, models, strict=True):
+        if request.model in (model.id, model.run):
+            return service, model
+    names = [model.id for model in models]
+    message = f"no model is called {request.model[:80]!r}{nearest(request.model, names)}; served: {', '.join(names)}"
+    raise ApiError(Refusal(404, "model_not_found", message, "model"))
 
 
 async def _input(service: Service, given: TextOrImage) -> tuple[str, bytes | None]:

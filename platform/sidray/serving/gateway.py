@@ -1,4 +1,4 @@
-"""The HTTP ingress: the routes over a Service, and the Serve deployment that holds them.
+"""The HTTP ingress: the routes over the runs that are served, and the Serve deployment that holds them.
 
 `create_api` needs no Ray: tests hand it a backend of their own.
 """
@@ -6,13 +6,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.responses import PlainTextResponse
 from ray import serve
-from ray.serve.handle import DeploymentHandle
 
 from sidray.serving import page, problems
 from sidray.serving.auth import Keys
@@ -20,18 +19,18 @@ from sidray.serving.guard import Guard
 from sidray.serving.handles import HandleBackend
 from sidray.serving.metrics import exporters, relay
 from sidray.serving.routes import probes, router
-from sidray.serving.service import Limits, Service
 from sidray.serving.settings import GatewaySettings
+from sidray.serving.traffic import Shares, Traffic
 
 Scrape = Callable[[], Awaitable[str]]
 
 
-def create_api(service: Service, max_in_flight: int, keys: Keys, scrape: Scrape) -> FastAPI:
+def create_api(traffic: Traffic, max_in_flight: int, keys: Keys, scrape: Scrape) -> FastAPI:
     """The ASGI application. No documentation pages: they load scripts from elsewhere.
 
     `scrape` gives the text of /metrics."""
     api = FastAPI(title="sidray", version="1", docs_url=None, redoc_url=None, redirect_slashes=False)
-    api.state.service = service
+    api.state.traffic = traffic
     api.include_router(router)
     api.include_router(probes)
     api.include_router(page.router)
@@ -48,24 +47,22 @@ def create_api(service: Service, max_in_flight: int, keys: Keys, scrape: Scrape)
 
 @serve.ingress()
 class Gateway:
-    """The ingress deployment."""
+    """The ingress deployment. Its user_config is {weights, shadows}: changed, it takes effect without a restart."""
 
-    def __init__(
-        self,
-        embedder: DeploymentHandle[Any],
-        recall: DeploymentHandle[Any],
-        writer: DeploymentHandle[Any],
-        settings: GatewaySettings,
-        max_pixels: int,
-        text_fields: Sequence[str],
-    ) -> None:
-        limits = Limits(max_pixels, settings.timeout_s, settings.write_timeout_s, tuple(text_fields))
-        self._service = Service(HandleBackend(embedder, recall, writer), limits)
+    def __init__(self, settings: GatewaySettings) -> None:
         self._settings = settings
         self._keys = Keys.load(settings.keys, settings.requests_per_s)
+        self._traffic = Traffic(HandleBackend.of, settings, Shares({}))
+
+    def reconfigure(self, config: dict[str, Any]) -> None:
+        self._traffic.change(Shares(**config))
+
+    async def served(self) -> tuple[GatewaySettings, Shares]:
+        """For whoever changes the traffic: what it is now."""
+        return self._settings, self._traffic.shares
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return create_api(self._service, self._settings.max_ongoing, self._keys, _scrape)
+        return create_api(self._traffic, self._settings.max_ongoing, self._keys, _scrape)
 
 
 async def _scrape() -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any, TypeVar
 
 import numpy as np
+from ray import serve
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
 from ray.serve.handle import DeploymentHandle
@@ -18,6 +19,7 @@ from sidray.serving.messages import (
     NewItem,
     RecallQuery,
     Refusal,
+    RunInfo,
     SimilarFound,
     SimilarQuery,
 )
@@ -33,11 +35,26 @@ class HandleBackend:
     """ApiError 503 when a deployment's queue is full, or it is not there."""
 
     def __init__(
-        self, embedder: DeploymentHandle[Any], recall: DeploymentHandle[Any], writer: DeploymentHandle[Any]
+        self,
+        run: DeploymentHandle[Any],
+        embedder: DeploymentHandle[Any],
+        recall: DeploymentHandle[Any],
+        writer: DeploymentHandle[Any],
     ) -> None:
+        self._run = run
         self._embedder = embedder
         self._recall = recall
         self._writer = writer
+
+    @classmethod
+    def of(cls, application: str) -> HandleBackend:
+        """The deployments of a run's application, as app.py names them."""
+        names = ("Run", "Embedder", "Recall", "Writer")
+        return cls(*(serve.get_deployment_handle(name, application) for name in names))
+
+    async def info(self) -> RunInfo:
+        answer: RunInfo = await call(self._run.info)
+        return answer
 
     async def embed(self, query: str, image: bytes | None) -> Embedded | Refusal:
         answer: Embedded | Refusal = await call(self._embedder.embed, query, image)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 from sidray.errors import nearest
 from sidray.serving.item_schemas import (
@@ -15,7 +16,7 @@ from sidray.serving.item_schemas import (
     Rejected,
     StoredItem,
 )
-from sidray.serving.messages import NewItem
+from sidray.serving.messages import NewItem, Refusal
 from sidray.serving.problems import ApiError
 from sidray.serving.service import Service, accepted, deadline
 
@@ -30,10 +31,14 @@ async def put_items(service: Service, request: ItemsRequest) -> ItemsResponse:
         return ItemsResponse(accepted=len(good), rejected=rejected, table_version=version)
 
 
-async def delete_item(service: Service, item_id: str) -> Deleted:
-    async with deadline(service.limits.write_timeout_s):
-        version = accepted(await service.backend.delete(item_id))
-        return Deleted(item_id=item_id, table_version=version)
+async def delete_item(services: Sequence[Service], item_id: str) -> Deleted:
+    """From the tables of all runs, the primary's first. ApiError 404 when the primary has no such item."""
+    async with deadline(services[0].limits.write_timeout_s):
+        answers = await asyncio.gather(*(service.backend.delete(item_id) for service in services))
+        for answer in answers[1:]:
+            if not (isinstance(answer, Refusal) and answer.status == 404):
+                accepted(answer)
+        return Deleted(item_id=item_id, table_version=accepted(answers[0]))
 
 
 async def stored_item(service: Service, item_id: str) -> StoredItem:

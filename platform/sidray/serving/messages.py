@@ -24,6 +24,15 @@ class Refusal:
 
 
 @dataclass(frozen=True)
+class RunInfo:
+    """What a gateway must know of a run to check requests."""
+
+    name: str
+    max_pixels: int
+    text_fields: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Times:
     queue: float = 0.0
     tokenise: float = 0.0

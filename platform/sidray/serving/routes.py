@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any
 from urllib.parse import unquote
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Depends, Header, Request, Response
 
 from sidray.serving import embeddings as embedding_service
 from sidray.serving import items as item_service
@@ -24,6 +24,7 @@ from sidray.serving.schemas import (
     ErrorBody,
     Index,
     ModelList,
+    Scope,
     SearchRequest,
     SearchResponse,
     SimilarRequest,
@@ -32,6 +33,7 @@ from sidray.serving.schemas import (
     TookMs,
 )
 from sidray.serving.service import Service
+from sidray.serving.traffic import Traffic
 
 _DESCRIPTIONS = {
     400: "malformed JSON, a wrong type, or an image that is not base64",
@@ -50,14 +52,31 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 }
 _PICTURE: dict[int | str, dict[str, Any]] = {200: {"content": {"image/jpeg": {}}, "description": "a thumbnail"}}
 _CACHE_PICTURE = {"Cache-Control": "private, max-age=60", "X-Content-Type-Options": "nosniff"}
+_PIN = "the run that is to answer; by default the shares of the traffic decide"
 router = APIRouter(responses=_ERRORS)
 probes = APIRouter(responses={503: _ERRORS[503]})
 
 
-async def _service(request: Request) -> Service:
+class Chosen:
+    """What a request says of the run that it wants, and the runs there are."""
+
+    def __init__(self, traffic: Traffic, pin: str) -> None:
+        self.traffic = traffic
+        self.pin = pin
+
+    async def by_weight(self) -> Service:
+        return await self.traffic.service(self.pin)
+
+    async def primary(self) -> Service:
+        return await self.traffic.service(self.pin, fresh=True)
+
+    async def of(self, body: Scope) -> Service:
+        return await (self.primary() if body.min_table_version else self.by_weight())
+
+
+async def _chosen(request: Request, x_sidray_run: Annotated[str, Header(description=_PIN)] = "") -> Chosen:
     """Async, as all dependencies here: FastAPI runs the others in a thread, which costs more than they do."""
-    service: Service = request.app.state.service
-    return service
+    return Chosen(request.app.state.traffic, x_sidray_run)
 
 
 async def _item_id(item_id: str) -> str:
@@ -68,71 +87,73 @@ async def _item_id(item_id: str) -> str:
         raise ApiError(Refusal(400, "invalid_item_id", "the item_id in the path is not UTF-8", "item_id")) from error
 
 
-ServiceOf = Annotated[Service, Depends(_service)]
+ChosenOf = Annotated[Chosen, Depends(_chosen)]
 ItemIdOf = Annotated[str, Depends(_item_id)]
 
 
 @router.post("/v1/search")
-async def search(body: SearchRequest, service: ServiceOf, response: Response) -> SearchResponse:
+async def search(body: SearchRequest, chosen: ChosenOf, response: Response) -> SearchResponse:
     """The k items nearest to a query, a picture, both together, or a vector of the served model."""
-    answer, times = await service.search(body)
+    chosen.traffic.copy(body)
+    answer, times = await (await chosen.of(body)).search(body)
     response.headers["Server-Timing"] = _timing(answer.took_ms, times)
     return answer
 
 
 @router.post("/v1/similar")
-async def similar(body: SimilarRequest, service: ServiceOf) -> SimilarResponse:
+async def similar(body: SimilarRequest, chosen: ChosenOf) -> SimilarResponse:
     """Items near those that a user saw last: a search from each of them, merged by the best score."""
-    return await service.similar(body)
+    return await (await chosen.of(body)).similar(body)
 
 
 @router.post("/v1/embeddings")
-async def embeddings(body: EmbeddingsRequest, service: ServiceOf) -> EmbeddingsResponse:
+async def embeddings(body: EmbeddingsRequest, chosen: ChosenOf) -> EmbeddingsResponse:
     """Query vectors of texts and pictures, in OpenAI's shape."""
-    return await embedding_service.embeddings(service, body)
+    return await embedding_service.embeddings(await chosen.traffic.everybody(), body)
 
 
 @router.put("/v1/items")
-async def put_items(body: ItemsRequest, service: ServiceOf) -> ItemsResponse:
+async def put_items(body: ItemsRequest, chosen: ChosenOf) -> ItemsResponse:
     """Adds items or replaces them. They are durable when this answers, and found from that table version on."""
-    return await item_service.put_items(service, body)
+    return await chosen.traffic.on_everybody(lambda service: item_service.put_items(service, body))
 
 
 @router.get("/v1/items/{item_id}/image", response_class=Response, responses=_PICTURE)
-async def item_image(item_id: ItemIdOf, service: ServiceOf) -> Response:
+async def item_image(item_id: ItemIdOf, chosen: ChosenOf) -> Response:
     """The item's picture as the service keeps it: a small JPEG."""
-    picture = await item_service.thumbnail(service, item_id)
+    picture = await item_service.thumbnail(await chosen.primary(), item_id)
     return Response(picture, media_type="image/jpeg", headers=_CACHE_PICTURE)
 
 
 @router.get("/v1/items/{item_id}")
-async def stored_item(item_id: ItemIdOf, service: ServiceOf) -> StoredItem:
+async def stored_item(item_id: ItemIdOf, chosen: ChosenOf) -> StoredItem:
     """An item as it is found now."""
-    return await item_service.stored_item(service, item_id)
+    return await item_service.stored_item(await chosen.primary(), item_id)
 
 
 @router.delete("/v1/items/{item_id}")
-async def delete_item(item_id: ItemIdOf, service: ServiceOf) -> Deleted:
+async def delete_item(item_id: ItemIdOf, chosen: ChosenOf) -> Deleted:
     """Removes an item. It is gone for good when this answers, and from searches at that table version."""
-    return await item_service.delete_item(service, item_id)
+    return await item_service.delete_item(await chosen.traffic.everybody(), item_id)
 
 
 @router.post("/v1/events", status_code=202)
-async def append_events(body: EventsRequest, service: ServiceOf) -> EventsResponse:
+async def append_events(body: EventsRequest, chosen: ChosenOf) -> EventsResponse:
     """What users did, kept as the contract's events for the next training."""
-    return await item_service.append_events(service, body)
+    return await item_service.append_events(await chosen.primary(), body)
 
 
 @router.get("/v1/models")
-async def models(service: ServiceOf) -> ModelList:
-    """The served model."""
-    return ModelList(data=[(await service.described())[0]])
+async def models(chosen: ChosenOf) -> ModelList:
+    """The served models, the primary's first."""
+    found = [await service.described() for service in await chosen.traffic.everybody()]
+    return ModelList(data=[model for model, _ in found])
 
 
 @router.get("/v1/index")
-async def index(service: ServiceOf) -> Index:
-    """The served index."""
-    return (await service.described())[1]
+async def index(chosen: ChosenOf) -> Index:
+    """The primary's index, or that of the run in X-Sidray-Run."""
+    return (await (await chosen.primary()).described())[1]
 
 
 @probes.get("/healthz", responses={503: _ERRORS[503]})
@@ -142,9 +163,9 @@ async def healthz() -> Status:
 
 
 @probes.get("/readyz")
-async def readyz(service: ServiceOf) -> Status:
-    """Readiness: model and index are loaded and belong together."""
-    await service.described()
+async def readyz(chosen: ChosenOf) -> Status:
+    """Readiness: the primary's model and index are loaded and belong together."""
+    await (await chosen.primary()).described()
     return Status(status="ready")
 
 

@@ -10,23 +10,28 @@ import logging
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from ray import serve
 from ray.serve import Application
+from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview
 
 from sidray.cluster import ray_cluster
+from sidray.config import overridden
 from sidray.errors import UserError
-from sidray.serving.app import build_app
+from sidray.finished import RunFolder
+from sidray.serving.app import build_gateway, build_run
 
 NAME = "sidray"
+START_S = 1800.0  # a large model is read from a bucket, or nodes are added
 
 
-def serve_run(run: str, variant: str, host: str, port: int) -> None:
+def serve_run(run: str, variant: str, host: str, port: int, overrides: Sequence[str] = ()) -> None:
     """Serves until Ctrl-C or SIGTERM. UserError for a run that is none, a port in use, and a cluster that serves."""
     try:
-        with running_service(run, variant, host, port) as url:
+        with running_service(run, variant, host, port, overrides) as url:
             signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray has set its own when it started
             print(f"serving {run} at {url}   (Ctrl-C ends it)\n{example(url)}", flush=True)
             threading.Event().wait()
@@ -35,34 +40,55 @@ def serve_run(run: str, variant: str, host: str, port: int) -> None:
 
 
 @contextmanager
-def running_service(run: str, variant: str, host: str, port: int) -> Iterator[str]:
-    """The service for the block; yields its URL."""
-    app = build_app({"run": run, "variant": variant})
+def running_service(run: str, variant: str, host: str, port: int, overrides: Sequence[str] = ()) -> Iterator[str]:
+    """The service for the block; yields its URL. `overrides`: of RunSettings, and of GatewaySettings below gateway."""
+    values = overridden({"run": run, "variant": variant}, overrides)
+    gateway = values.pop("gateway", {})
+    app, name = build_run(values), RunFolder.open(run, variant).name
+    front = build_gateway({"weights": {name: 1.0}, "gateway": gateway})
     _check_port(host, port)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)  # this process's; replicas log as ever
     with ray_cluster():
         if serve.status().proxies:
-            remedy = "deploy there with `serve deploy serve/search.yaml`, or end it with `serve shutdown`"
+            remedy = "add this run with `sidray promote RUN`, or end the service with `serve shutdown`"
             raise UserError("this Ray cluster runs Serve already", remedy)
         try:
             serve.start(http_options={"host": host, "port": port})
-            _deploy(app)
+            deploy(app, name, None)
+            deploy(front, NAME, "/")
             yield url_of(host, port)
         finally:
             serve.shutdown()
 
 
-def _deploy(app: Application) -> None:
-    """UserError with the cause when a replica cannot start: Serve's own error does not have it."""
-    try:
-        serve.run(app, name=NAME, route_prefix="/")
-    except RuntimeError as error:
-        deployments = serve.status().applications[NAME].deployments
-        for name, status in deployments.items():
-            if lines := [line for line in status.message.splitlines() if line.strip()]:
-                remedy = "the log of the replica has more: /tmp/ray/session_latest/logs/serve"
-                raise UserError(f"{name} does not start: {lines[-1].strip()}", remedy) from error
-        raise
+def deploy(app: Application, name: str, route_prefix: str | None) -> None:
+    """Returns when it runs; prints what it waits for, such as CPUs. UserError with the cause when a replica cannot
+    start, and after START_S."""
+    target = serve.RunTarget(app, name, route_prefix)
+    serve.run_many([target], wait_for_applications_running=False)
+    until, said = time.monotonic() + START_S, set[str]()
+    while time.monotonic() < until:
+        status = serve.status().applications[name]
+        if status.status == ApplicationStatus.RUNNING:
+            return
+        news = {f"{name}: {part}: {line}" for part, line in _last_lines(status)}
+        if status.status == ApplicationStatus.DEPLOY_FAILED:
+            cause = "; ".join(sorted(news)) or status.message
+            remedy = "the log of the replica has more: /tmp/ray/session_latest/logs/serve"
+            raise UserError(f"the service does not start: {cause}", remedy)
+        for line in sorted(news - said):
+            print(line, flush=True)
+        said |= news
+        time.sleep(0.2)
+    remedy = "add nodes, or ask for less with embedder.cpus=..., recall.cpus=..., writer.cpus=..."
+    raise UserError(f"{name} does not run after {START_S:.0f} s: {'; '.join(sorted(said))}", remedy)
+
+
+def _last_lines(status: ApplicationStatusOverview) -> Iterator[tuple[str, str]]:
+    """What Serve says of each deployment that is not well: of a traceback the error."""
+    for part, each in status.deployments.items():
+        if lines := [line for line in each.message.splitlines() if line.strip()]:
+            yield part, lines[-1].strip()
 
 
 def url_of(host: str, port: int) -> str:

@@ -1,6 +1,6 @@
 """What an operator sets of the service: the `args:` of serve/search.yaml. Light: no torch, no Ray.
 
-settings = build(ServiceSettings, {"run": "sidray-runs/runs/smgr-1a2b", "embedder": {"replicas": 2}}, "serve args")
+settings = build(RunSettings, {"run": "sidray-runs/runs/smgr-1a2b", "embedder": {"replicas": 2}}, "serve args")
 """
 
 from __future__ import annotations
@@ -128,12 +128,21 @@ class GatewaySettings(DeploymentSettings):
     requests_per_s: Annotated[float, Field(ge=0)] = 0.0
 
 
-class ServiceSettings(Settings):
-    """`run`: URI of a finished run; `variant`: one of its variants, "" = the recipe itself."""
+class RunSettings(Settings):
+    """The application of one run. `run`: URI of a finished run; `variant`: one of its variants, "" = the recipe
+    itself."""
 
     run: str
     variant: str = ""
-    gateway: GatewaySettings = GatewaySettings()
     embedder: EmbedderSettings = EmbedderSettings()
     recall: RecallSettings = RecallSettings()
     writer: WriterSettings = WriterSettings()
+
+
+class ServiceSettings(Settings):
+    """The application of the gateway. `weights`: application of a run -> its share of the searches; `shadows`: the
+    applications that get a copy of every search, and whose answers nobody sees."""
+
+    weights: Annotated[dict[str, Annotated[float, Field(gt=0)]], Field(min_length=1)]
+    shadows: tuple[str, ...] = ()
+    gateway: GatewaySettings = GatewaySettings()

@@ -1,0 +1,117 @@
+"""Which run answers: weights for live traffic, copies for shadows, every run for writes.
+
+    traffic = Traffic(connect, settings, Shares({"smgr-1a2b-smgr": 0.9, "smgr-3c4d-smgr": 0.1}))
+    service = await traffic.service(pin="", fresh=False)
+
+Each run is a Serve application of its own, with its own item table, so table versions of two runs have nothing to do
+with each other: a request that asks for a table version goes to the primary, the run of the highest weight, unless the
+client names a run in the header X-Sidray-Run. Writes go to every run, shadows included, and are acknowledged when all
+of them are durable.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from sidray.errors import nearest
+from sidray.serving.messages import Refusal, RunInfo
+from sidray.serving.problems import ApiError, overloaded
+from sidray.serving.schemas import SearchRequest
+from sidray.serving.service import READY_S, Backend, Limits, Service
+from sidray.serving.settings import GatewaySettings
+
+MAX_SHADOWED = 16  # copies of searches on their way at once; the next ones are not copied
+_LOGGER = logging.getLogger("ray.serve")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Shares:
+    """`weights`: application -> share of the searches, any positive numbers; `shadows`: get copies of all of them."""
+
+    weights: dict[str, float]
+    shadows: list[str] = field(default_factory=list)
+
+    @property
+    def primary(self) -> str:
+        return max(self.weights, key=lambda name: self.weights[name])
+
+    @property
+    def everybody(self) -> list[str]:
+        return [*self.weights, *(name for name in self.shadows if name not in self.weights)]
+
+
+class Traffic:
+    """`connect` gives the backend of an application, which may not be up yet."""
+
+    def __init__(self, connect: Callable[[str], Backend], settings: GatewaySettings, shares: Shares) -> None:
+        self._connect = connect
+        self._settings = settings
+        self._services: dict[str, Service] = {}
+        self._copies: set[asyncio.Task[object]] = set()
+        self.shares = shares
+
+    def change(self, shares: Shares) -> None:
+        """Requests on their way end where they began."""
+        self.shares = shares
+        self._services = {name: self._services[name] for name in shares.everybody if name in self._services}
+
+    async def service(self, pin: str = "", fresh: bool = False) -> Service:
+        """The run that answers: the client's choice, the primary when a table version matters, or by weight. ApiError
+        404 for a run that is not served, 503 while it is not up."""
+        if pin:
+            return await self._of(self._named(pin))
+        names, weights = list(self.shares.weights), list(self.shares.weights.values())
+        return await self._of(self.shares.primary if fresh else random.choices(names, weights)[0])
+
+    async def everybody(self) -> list[Service]:
+        """All runs, the primary first."""
+        primary = self.shares.primary
+        names = [primary, *(name for name in self.shares.everybody if name != primary)]
+        return list(await asyncio.gather(*(self._of(name) for name in names)))
+
+    async def on_everybody(self, work: Callable[[Service], Awaitable[T]]) -> T:
+        """The primary's result when all runs did the work; else the first error."""
+        results = await asyncio.gather(*(work(service) for service in await self.everybody()))
+        return results[0]
+
+    def copy(self, request: SearchRequest) -> None:
+        """Sends a search to the shadows, whose answers nobody waits for."""
+        for name in self.shares.shadows:
+            if len(self._copies) >= MAX_SHADOWED:
+                return
+            task: asyncio.Task[object] = asyncio.create_task(self._shadowed(name, request))
+            self._copies.add(task)
+            task.add_done_callback(self._copies.discard)
+
+    async def _shadowed(self, name: str, request: SearchRequest) -> None:
+        try:
+            await (await self._of(name)).search(request)
+        except ApiError as error:
+            _LOGGER.warning("shadow %s: %s", name, error.refusal.message)
+
+    def _named(self, pin: str) -> str:
+        if pin not in self.shares.everybody:
+            message = f"no run is called {pin[:80]!r}{nearest(pin, self.shares.everybody)}"
+            raise ApiError(Refusal(404, "unknown_run", message, "X-Sidray-Run"))
+        return pin
+
+    async def _of(self, name: str) -> Service:
+        if name not in self._services:
+            backend = self._connect(name)
+            try:
+                async with asyncio.timeout(READY_S):
+                    info = await backend.info()
+            except TimeoutError as error:
+                raise ApiError(overloaded(f"run {name} is not up yet")) from error
+            self._services[name] = Service(backend, self._limits(info))
+        return self._services[name]
+
+    def _limits(self, info: RunInfo) -> Limits:
+        settings = self._settings
+        return Limits(info.max_pixels, settings.timeout_s, settings.write_timeout_s, info.text_fields)

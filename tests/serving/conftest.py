@@ -1,0 +1,21 @@
+"""One service for all tests that need a whole one: starting it takes longer than they do."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from sidray.serving.run import running_service
+
+
+@pytest.fixture(scope="session")
+def service(debug_run: str) -> Iterator[str]:
+    """The URL of `sidray serve` over the debug run."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with running_service(debug_run, "", "127.0.0.1", port) as url:
+        yield url
+    with pytest.raises(OSError, match="refused"):
+        socket.create_connection(("127.0.0.1", port), 1)

@@ -1,0 +1,178 @@
+"""Which run answers: shares, the primary, a client's choice, shadows; and writes to all of them."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+
+import httpx
+import pytest
+
+from sidray.errors import UserError
+from sidray.serving.auth import Keys
+from sidray.serving.gateway import create_api
+from sidray.serving.messages import Found, Refusal, RunInfo
+from sidray.serving.problems import ApiError
+from sidray.serving.promote import shares_with
+from sidray.serving.schemas import Index, IndexKey, SearchRequest
+from sidray.serving.settings import GatewaySettings
+from sidray.serving.traffic import MAX_SHADOWED, Shares, Traffic
+from tests.serving.fakes import HIT, MAX_PIXELS, FakeBackend
+
+
+class Run(FakeBackend):
+    """Answers with its own name."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name, self.model_key = name, f"model-{name}"
+        self.key = IndexKey(run=name, model_key=f"model-{name}", generation="g", table_version=1)
+        self.answer: Found | Refusal = Found([HIT], self.key)
+
+    async def index(self) -> Index:
+        return (await super().index()).model_copy(update=self.key.model_dump())
+
+    async def info(self) -> RunInfo:
+        return RunInfo(self.name, MAX_PIXELS, ("shop",) if self.name != "c" else ())
+
+
+@pytest.fixture
+def runs() -> dict[str, Run]:
+    return {name: Run(name) for name in "abc"}
+
+
+def traffic_of(runs: dict[str, Run], shares: Shares) -> Traffic:
+    return Traffic(lambda name: runs[name], GatewaySettings(), shares)
+
+
+async def request(traffic: Traffic, method: str, path: str, body: object = None, run: str = "") -> httpx.Response:
+    async def nothing() -> str:
+        return ""
+
+    transport = httpx.ASGITransport(create_api(traffic, 8, Keys({}), nothing))
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        return await client.request(method, path, json=body, headers={"X-Sidray-Run": run} if run else {})
+
+
+async def test_searches_go_by_weight(runs: dict[str, Run]) -> None:
+    random.seed(0)
+    traffic = traffic_of(runs, Shares({"a": 9.0, "b": 1.0}))
+    seen = Counter([(await traffic.service()).backend.name for _ in range(2000)])  # type: ignore[attr-defined]
+    assert set(seen) == {"a", "b"}
+    assert 140 < seen["b"] < 260
+
+
+async def test_the_answer_names_its_run_and_a_client_may_choose_it(runs: dict[str, Run]) -> None:
+    traffic = traffic_of(runs, Shares({"a": 0.9, "b": 0.1}, ["c"]))
+    for name in "abc":
+        answer = await request(traffic, "POST", "/v1/search", {"query": "soup"}, run=name)
+        assert answer.json()["index"]["run"] == name
+    wrong = await request(traffic, "POST", "/v1/search", {"query": "soup"}, run="d")
+    assert (wrong.status_code, wrong.json()["error"]["code"]) == (404, "unknown_run")
+
+
+async def test_a_table_version_is_the_primarys(runs: dict[str, Run]) -> None:
+    traffic = traffic_of(runs, Shares({"b": 0.4, "a": 0.6}))
+    for _ in range(30):
+        answer = await request(traffic, "POST", "/v1/search", {"query": "soup", "min_table_version": 1})
+        assert answer.json()["index"]["run"] == "a"
+    models = (await request(traffic, "GET", "/v1/models")).json()["data"]
+    assert [model["id"] for model in models] == ["model-a", "model-b"]
+
+
+async def test_shadows_get_copies_and_never_answer(runs: dict[str, Run]) -> None:
+    traffic = traffic_of(runs, Shares({"a": 1.0}, ["b", "c"]))
+    runs["b"].answer = Refusal(404, "unknown_partition", "not there")  # nobody is told
+    for _ in range(5):
+        answer = await request(traffic, "POST", "/v1/search", {"query": "soup"})
+        assert answer.json()["index"]["run"] == "a"
+    await asyncio.gather(*traffic._copies)
+    assert [len(runs[name].recalled) for name in "abc"] == [5, 5, 5]
+
+
+async def test_a_slow_shadow_is_left_behind(runs: dict[str, Run]) -> None:
+    gate = asyncio.Event()
+
+    async def wait() -> None:
+        await gate.wait()
+
+    runs["b"].before = wait
+    traffic = traffic_of(runs, Shares({"a": 1.0}, ["b"]))
+    for _ in range(MAX_SHADOWED + 20):
+        traffic.copy(SearchRequest(query="soup"))
+        await asyncio.sleep(0)
+    assert len(traffic._copies) == MAX_SHADOWED
+    gate.set()
+    await asyncio.gather(*traffic._copies)
+    assert len(runs["b"].embedded) == MAX_SHADOWED
+
+
+ITEMS = {"items": [{"item_id": "a1", "title": "Soup"}]}
+
+
+async def test_writes_go_to_all_and_are_acknowledged_when_all_have_them(runs: dict[str, Run]) -> None:
+    traffic = traffic_of(runs, Shares({"b": 0.1, "a": 0.9}, ["c"]))
+    runs["a"].written, runs["b"].written = 7, 9
+    assert (await request(traffic, "PUT", "/v1/items", ITEMS)).json()["table_version"] == 7
+    assert all("a1" in run.items for run in runs.values())
+    del runs["c"].items["a1"]
+    assert (await request(traffic, "DELETE", "/v1/items/a1")).json()["table_version"] == 7
+    assert not any("a1" in run.items for run in runs.values())
+    assert (await request(traffic, "DELETE", "/v1/items/a1")).status_code == 404
+    runs["b"].written = Refusal(503, "storage_unavailable", "away")
+    assert (await request(traffic, "PUT", "/v1/items", ITEMS)).status_code == 503
+    runs["b"].items["a1"] = runs["a"].items["a1"]
+    assert (await request(traffic, "DELETE", "/v1/items/a1")).status_code == 503
+
+
+async def test_embeddings_are_of_the_model_that_is_asked_for(runs: dict[str, Run]) -> None:
+    traffic = traffic_of(runs, Shares({"a": 0.9, "b": 0.1}))
+    answer = await request(traffic, "POST", "/v1/embeddings", {"model": "model-b", "input": "soup"})
+    assert answer.json()["model"] == "model-b"
+    assert (len(runs["a"].embedded), len(runs["b"].embedded)) == (0, 1)
+
+
+async def test_a_change_takes_effect_at_once(runs: dict[str, Run]) -> None:
+    traffic = traffic_of(runs, Shares({"a": 1.0}))
+    before = await traffic.service()
+    traffic.change(Shares({"b": 1.0}))
+    assert (await traffic.service()).backend is runs["b"]
+    assert before.backend is runs["a"]  # a request on its way ends where it began
+    with pytest.raises(ApiError):
+        await traffic.service("a")
+
+
+async def test_a_run_that_is_not_up_is_503(runs: dict[str, Run], monkeypatch: pytest.MonkeyPatch) -> None:
+    async def never() -> RunInfo:
+        await asyncio.sleep(60)
+        raise AssertionError
+
+    monkeypatch.setattr("sidray.serving.traffic.READY_S", 0.01)
+    monkeypatch.setattr(runs["a"], "info", never)
+    answer = await request(traffic_of(runs, Shares({"a": 1.0})), "GET", "/readyz")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "overloaded")
+
+
+@pytest.mark.parametrize(
+    ("before", "weight", "shadow", "weights", "shadows"),
+    [
+        (Shares({"a": 1.0}), 0.1, False, {"a": 0.9, "n": 0.1}, []),
+        (Shares({"a": 3.0, "b": 1.0}, ["c"]), 0.2, False, {"a": 0.6, "b": 0.2, "n": 0.2}, ["c"]),
+        (Shares({"a": 0.9, "n": 0.1}, ["c"]), 1.0, False, {"n": 1.0}, []),
+        (Shares({"a": 0.9, "n": 0.1}), 0.0, False, {"a": 1.0}, []),
+        (Shares({"a": 1.0}), 0.0, True, {"a": 1.0}, ["n"]),
+        (Shares({"a": 1.0}, ["n", "c"]), 0.5, False, {"a": 0.5, "n": 0.5}, ["c"]),
+        (Shares({"n": 1.0}), 0.3, False, {"n": 1.0}, []),
+    ],
+)
+def test_new_shares(before: Shares, weight: float, shadow: bool, weights: dict[str, float], shadows: list[str]) -> None:
+    after = shares_with(before, "n", weight, shadow)
+    assert after.weights == pytest.approx(weights)
+    assert after.shadows == shadows
+
+
+def test_the_only_run_cannot_be_ended() -> None:
+    for shadow in (False, True):
+        with pytest.raises(UserError, match="the only run that is served"):
+            shares_with(Shares({"n": 1.0}), "n", 0.0, shadow)
