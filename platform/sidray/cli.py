@@ -87,9 +87,6 @@ def promote(
     variant: VariantOption = "",
 ) -> None:
     """Serves another run beside the one that is served on this cluster (RAY_ADDRESS), or in its place."""
-    from sidray.serving.environment import serve_environment
-
-    serve_environment()
     from sidray.serving.promote import promote as promote_run
 
     shares = promote_run(run, variant, 0.0 if shadow else weight, shadow, overrides or [])

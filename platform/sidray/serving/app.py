@@ -60,7 +60,9 @@ def build_gateway(args: Values) -> Application:
     settings = build(ServiceSettings, args, "of the service")
     Keys.load(settings.gateway.keys, settings.gateway.requests_per_s)
     # The gateway refuses by itself, in JSON: Serve lets more through than it takes.
-    gateway = _deployment(Gateway, settings.gateway, max_ongoing_requests=2 * settings.gateway.max_ongoing)
+    # New replicas are up before old ones stop: every change of the shares replaces them.
+    most = 2 * settings.gateway.max_ongoing
+    gateway = _deployment(Gateway, settings.gateway, max_ongoing_requests=most, max_surge_percent=100)
     shares = {"weights": settings.weights, "shadows": list(settings.shadows)}
     return gateway.options(user_config=shares).bind(settings.gateway)
 

@@ -7,7 +7,9 @@ Measured by jobs/bench/serving.py; cluster manifests carry the same variables (S
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import socket
 import tempfile
 
@@ -21,6 +23,7 @@ def serve_environment() -> None:
     """For a cluster that this process starts: HAProxy's files and ports are its own, so that two services on one
     machine do not meet."""
     folder = tempfile.mkdtemp(prefix="sidray-haproxy-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     own = {
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": f"{folder}/haproxy.cfg",
         "RAY_SERVE_HAPROXY_SOCKET_PATH": f"{folder}/admin.sock",
@@ -28,6 +31,7 @@ def serve_environment() -> None:
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": f"{folder}/server-state",
         "RAY_SERVE_HAPROXY_STATS_PORT": str(_free_port()),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(_free_port()),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",  # 30 is for proxies on other nodes
     }
     for name, value in (SERVE_ENVIRONMENT | own).items():
         os.environ.setdefault(name, value)

@@ -47,7 +47,7 @@ def create_api(traffic: Traffic, max_in_flight: int, keys: Keys, scrape: Scrape)
 
 @serve.ingress()
 class Gateway:
-    """The ingress deployment. Its user_config is {weights, shadows}: changed, it takes effect without a restart."""
+    """The ingress deployment. Its user_config is {weights, shadows}."""
 
     def __init__(self, settings: GatewaySettings) -> None:
         self._settings = settings

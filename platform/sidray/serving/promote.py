@@ -5,12 +5,13 @@
     promote(run, variant, weight=0.0, shadow=True)    # copies of all searches, answers nobody sees
     promote(run, variant, weight=0.0, shadow=False)   # ends it
 
-The run becomes an application of its own, with its own item table. When it is up the gateway is told the new shares,
-without a restart.
+The run becomes an application of its own, with its own item table. When it is up, new replicas of the gateway with the
+new shares take the place of the old ones, which end what they have begun.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 
@@ -34,6 +35,7 @@ def promote(run: str, variant: str, weight: float, shadow: bool, overrides: Sequ
     UserError where no gateway is served, for a run that cannot be, and when none would be left."""
     name = RunFolder.open(run, variant).name
     os.environ.setdefault("RAY_ADDRESS", "auto")
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)  # this process's
     with ray_cluster():
         settings, shares = _served()
         wanted = shares_with(shares, name, weight, shadow)

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+import ray
 from ray import serve
 from ray.serve import Application
 from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview
@@ -33,7 +34,9 @@ def serve_run(run: str, variant: str, host: str, port: int, overrides: Sequence[
     try:
         with running_service(run, variant, host, port, overrides) as url:
             signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray has set its own when it started
-            print(f"serving {run} at {url}   (Ctrl-C ends it)\n{example(url)}", flush=True)
+            address = ray.get_runtime_context().gcs_address
+            print(f"serving {run} at {url}   (Ctrl-C ends it; its cluster is RAY_ADDRESS={address})", flush=True)
+            print(example(url), flush=True)
             threading.Event().wait()
     except KeyboardInterrupt:
         print("stopped")
