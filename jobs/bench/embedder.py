@@ -64,22 +64,21 @@ async def figures(handle: Any, queries: list[str], clients: int, seconds: float)
     return own | {"padding": padded / tokens - 1 if tokens else float("nan"), **percentiles(took)}
 
 
-def measure(run: str, variants: list[str], clients: int, seconds: float, rounds: int) -> dict[str, Any]:
+async def measure(run: str, variants: list[str], clients: int, seconds: float, rounds: int) -> dict[str, Any]:
     from ray import serve
 
     from sidray.serving.embedder import Embedder
 
     queries, found = queries_of(run), {name: list[dict[str, float]]() for name in variants}
+    options: dict[str, Any] = {"max_ongoing_requests": 2 * clients, "graceful_shutdown_timeout_s": 1}
+    deployment = serve.deployment(Embedder, **options)
     serve.start(proxy_location="Disabled")
-    with asyncio.Runner() as runner:  # handles stay with the loop that they were first used in
-        for _, name in itertools.product(range(rounds), variants):
-            values = dict(pair.split("=", 1) for pair in name.split(",") if pair)
-            settings = EmbedderSettings.model_validate(values)
-            options = {"max_ongoing_requests": 2 * clients, "ray_actor_options": {"num_cpus": 1}}
-            app = serve.deployment(Embedder, **options).bind(RunFolder.open(run), settings)
-            handle = serve.run(app, name="bench", route_prefix=None)
-            found[name].append(runner.run(figures(handle, queries, clients, seconds)))
-            serve.delete("bench")
+    for _, name in itertools.product(range(rounds), variants):
+        values = dict(pair.split("=", 1) for pair in name.split(",") if pair)
+        app = deployment.bind(RunFolder.open(run), EmbedderSettings.model_validate(values))
+        handle = await asyncio.to_thread(serve.run, app, name="bench", route_prefix=None)
+        found[name].append(await figures(handle, queries, clients, seconds))
+        await asyncio.to_thread(serve.delete, "bench")
     means = {name or "shipped": mean_of(each) for name, each in found.items()}
     ratios = {name: round(each["rows/s"] / means["shipped"]["rows/s"], 3) for name, each in means.items()}
     return {"bench": "embedder", "clients": clients, **means, "rows/s of shipped": ratios}
@@ -97,7 +96,8 @@ def main() -> None:
     serve_environment()
     quick = {"metrics_report_interval_ms": 500}
     ray.init(num_cpus=4, include_dashboard=False, configure_logging=False, log_to_driver=False, _system_config=quick)
-    print(json.dumps(measure(given.run, ["", *given.settings], given.clients, given.seconds, given.rounds)))
+    variants = ["", *given.settings]
+    print(json.dumps(asyncio.run(measure(given.run, variants, given.clients, given.seconds, given.rounds))))
 
 
 if __name__ == "__main__":
