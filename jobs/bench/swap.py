@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from recall_data import Floats, make_queries, noise, write_items
-from service import arrivals, at_times, percentiles
+from service import arrivals, at_times, mean_of, percentiles
 
 from sidray import storage
 from sidray.finished import RunFolder
@@ -147,7 +147,11 @@ def parts(measured: list[tuple[float, float]], marks: dict[str, float]) -> dict[
     names = sorted(marks, key=lambda name: marks[name])
     ends = [*(marks[name] for name in names[1:]), np.inf]
     spans = {name: (meant >= marks[name]) & (meant < end) for name, end in zip(names, ends, strict=True)}
-    return {name: percentiles(took[span]) | {"searches": int(span.sum())} for name, span in spans.items() if span.any()}
+    return {
+        name: mean_of([percentiles(took[span])]) | {"searches": int(span.sum())}
+        for name, span in spans.items()
+        if span.any()
+    }
 
 
 def peak_gib() -> float:

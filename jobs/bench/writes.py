@@ -15,6 +15,7 @@ import asyncio
 import json
 import time
 import uuid
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,7 +34,7 @@ class Writes:
     took: list[float] = field(default_factory=list)
     fresh: list[float] = field(default_factory=list)
     acknowledged: list[float] = field(default_factory=list)
-    failed: int = 0
+    failed: Counter[str] = field(default_factory=Counter)
     lost: int = 0
 
 
@@ -45,10 +46,10 @@ async def put(session: aiohttp.ClientSession, url: str, titles: list[str], write
         items[0]["partition"] = own
     started = time.perf_counter()
     async with session.put(f"{url}/v1/items", json={"items": items}) as answer:
-        await answer.read()
+        body = await answer.json()
         done = time.perf_counter()
         if answer.status != 200:
-            writes.failed += 1
+            writes.failed[f"{answer.status} {body['error']['code']}"] += 1
             return
     writes.took.append(done - started)
     if not sampled:
@@ -93,6 +94,10 @@ async def beside(url: str, queries: list[str], rate: float, upserts_per_s: float
     return alone, both[0], writes
 
 
+def rounded(seconds: list[float]) -> dict[str, float]:
+    return mean_of([percentiles(seconds)])
+
+
 def measure(run: str, upserts_per_s: float, seconds: float, rounds: int) -> dict[str, Any]:
     queries = queries_of(run)
     with served(run, {}) as url:
@@ -113,11 +118,11 @@ def measure(run: str, upserts_per_s: float, seconds: float, rounds: int) -> dict
         "p99 ratio": round(both["p99_ms"] / alone["p99_ms"], 2),
         "p99 ratio of each round": [round(each[1]["p99_ms"] / each[0]["p99_ms"], 2) for each in found],
         "upserts/s": round(PER_PUT * len(took) / seconds / rounds, 1),
-        "put": percentiles(took),
-        "fresh": percentiles(fresh),
-        "fresh_acknowledged": percentiles(acknowledged),
+        "put": rounded(took),
+        "fresh": rounded(fresh),
+        "fresh_acknowledged": rounded(acknowledged),
         "sampled": len(fresh),
-        "failed puts": sum(writes.failed for *_, writes in found),
+        "failed puts": sum((writes.failed for *_, writes in found), Counter()),
         "lost": sum(writes.lost for *_, writes in found),
     }
 
