@@ -3,7 +3,8 @@
     python jobs/bench/embedder.py RUN [a.b=c ...] [--clients 32] [--seconds 10] [--rounds 2]
 
 Handle calls from 32 tasks of one process to one replica, as the gateway's. Each further argument is a group of settings
-of the embedder, such as `padding=1,batch_wait_ms=0`: they take turns with the shipped ones, which are "".
+of the embedder, such as `padding=1,batch_wait_ms=0`: they take turns with the shipped ones, which are "". What is known
+so far goes to stderr.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import asyncio
 import itertools
 import json
 import re
+import sys
 import time
 from typing import Any
 
@@ -79,6 +81,7 @@ async def measure(run: str, variants: list[str], clients: int, seconds: float, r
         handle = await asyncio.to_thread(serve.run, app, name="bench", route_prefix=None)
         found[name].append(await figures(handle, queries, clients, seconds))
         await asyncio.to_thread(serve.delete, "bench")
+        print(json.dumps({name: found[name][-1]}), file=sys.stderr, flush=True)
     means = {name or "shipped": mean_of(each) for name, each in found.items()}
     ratios = {name: round(each["rows/s"] / means["shipped"]["rows/s"], 3) for name, each in means.items()}
     return {"bench": "embedder", "clients": clients, **means, "rows/s of shipped": ratios}

@@ -83,6 +83,12 @@ def fold(run: RunFolder, dimension: int, seed: int) -> None:
     collection.fold()
 
 
+def folded_elsewhere(run: RunFolder, dimension: int, seed: int) -> None:
+    """At the lowest priority, as if on another machine."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), os.nice, (19,)) as pool:
+        pool.submit(fold, run, dimension, seed).result()
+
+
 @dataclass
 class Asked:
     """Searches of a Recall; `generations`: each, and when it answered first."""
@@ -129,8 +135,7 @@ async def one_round(run: RunFolder, asked: Asked, rate: float, dimension: int, s
     await asyncio.sleep(seconds)
     known = len(asked.generations)
     marks["building"] = time.perf_counter()
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), os.nice, (19,)) as pool:
-        await asyncio.get_running_loop().run_in_executor(pool, fold, run, dimension, seed)
+    await asyncio.to_thread(folded_elsewhere, run, dimension, seed)
     while len(asked.generations) == known:
         await asyncio.sleep(0.05)
     marks["after"] = list(asked.generations.values())[-1]
