@@ -44,13 +44,16 @@ def write_items(folder: Path, items: int, dimension: int, partitions: int) -> pa
     return pa.table(columns)
 
 
-def make_queries(index: PartitionedIndex, count: int) -> dict[str, Any]:
-    """Vectors [Q, d], the partition of each [Q], and the true rows [Q, 10], -1 where a partition has fewer."""
+def make_queries(index: PartitionedIndex, count: int, truth: bool = True) -> dict[str, Any]:
+    """Vectors [Q, d], the partition of each [Q], and, unless `truth` is false, the true rows [Q, 10], -1 where a
+    partition has fewer."""
     rng = np.random.default_rng(1)
     rows = rng.integers(index.manifest.count, size=count)
     offsets = np.array(index.manifest.offsets)
     codes = np.searchsorted(offsets, rows, side="right") - 1
     vectors = unit(index.vectors[rows] + noise(rng, count, index.manifest.dimension, DISTANCE))
+    if not truth:
+        return {"vectors": vectors, "codes": codes}
     true = np.full((count, K), -1)
     for query in np.argsort(codes, kind="stable"):
         low, high = offsets[codes[query] : codes[query] + 2]

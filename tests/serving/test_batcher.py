@@ -12,13 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sidray.serving.batcher import Batcher
+from sidray.serving.batcher import Batcher, of_similar_length
 
 T = TypeVar("T")
-
-
-def ignore(costs: list[int], seconds: float) -> None:
-    """What a batcher tells of its batches."""
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
@@ -36,7 +32,7 @@ def test_batches_hold_the_budget_and_keep_the_order(costs: list[int], budget: in
 
     async def work() -> list[int]:
         with ThreadPoolExecutor(1) as executor:
-            batcher = Batcher(compute, executor, budget, 0.0, ignore)
+            batcher = Batcher(compute, executor, budget, 0.0)
             return await asyncio.gather(*(batcher.submit(row, cost) for row, cost in enumerate(costs)))
 
     assert run(work()) == [row * 10 for row in range(len(costs))]
@@ -59,7 +55,7 @@ def test_what_arrives_while_the_model_computes_is_the_next_batch() -> None:
 
     async def work() -> None:
         with ThreadPoolExecutor(1) as executor:
-            batcher = Batcher(compute, executor, 100, 0.0, ignore)
+            batcher = Batcher(compute, executor, 100, 0.0)
             first = asyncio.create_task(batcher.submit("a"))
             while not batches:
                 await asyncio.sleep(0.001)
@@ -83,7 +79,7 @@ def test_an_idle_batcher_waits_for_company() -> None:
 
     async def work() -> None:
         with ThreadPoolExecutor(1) as executor:
-            batcher = Batcher(compute, executor, 100, 0.2, ignore)
+            batcher = Batcher(compute, executor, 100, 0.2)
             first = asyncio.create_task(batcher.submit("a"))
             await asyncio.sleep(0.02)
             await asyncio.gather(first, batcher.submit("b"))
@@ -100,7 +96,7 @@ def test_a_bad_row_fails_alone() -> None:
 
     async def work() -> list[int | BaseException]:
         with ThreadPoolExecutor(1) as executor:
-            batcher = Batcher(compute, executor, 100, 0.0, ignore)
+            batcher = Batcher(compute, executor, 100, 0.0)
             answers = await asyncio.gather(*(batcher.submit(row) for row in range(4)), return_exceptions=True)
             assert await batcher.submit(9) == 9  # and the batcher lives on
             return answers
@@ -119,7 +115,7 @@ def test_a_client_that_has_gone_costs_nothing() -> None:
 
     async def work() -> None:
         with ThreadPoolExecutor(1) as executor:
-            batcher = Batcher(compute, executor, 100, 0.02, ignore)
+            batcher = Batcher(compute, executor, 100, 0.02)
             gone = asyncio.create_task(batcher.submit("gone"))
             stays = asyncio.create_task(batcher.submit("stays"))
             await asyncio.sleep(0)
@@ -143,7 +139,7 @@ def test_what_waits_and_is_computed_is_outstanding() -> None:
 
     async def work() -> list[int]:
         with ThreadPoolExecutor(1) as executor:
-            batcher = Batcher(compute, executor, 8, 0.0, ignore)
+            batcher = Batcher(compute, executor, 8, 0.0)
             tasks = [asyncio.create_task(batcher.submit(row, cost)) for row, cost in ((1, 5), (-1, 4), (3, 2))]
             await asyncio.sleep(0.01)
             seen = [batcher.outstanding]
@@ -152,3 +148,18 @@ def test_what_waits_and_is_computed_is_outstanding() -> None:
             return [*seen, batcher.outstanding]
 
     assert run(work()) == [11, 0]
+
+
+@settings(max_examples=100, deadline=None)
+@given(lengths=st.lists(st.integers(1, 40), max_size=40), padding=st.floats(0, 2))
+def test_groups_of_similar_length_hold_the_padding(lengths: list[int], padding: float) -> None:
+    groups = of_similar_length(lengths, padding)
+    assert sorted(row for group in groups for row in group) == list(range(len(lengths)))
+    padded = sum(len(group) * max(lengths[row] for row in group) for group in groups)
+    assert padded <= (1 + padding) * sum(lengths)
+    assert len(groups) <= len(set(lengths))
+
+
+def test_lengths_that_fit_stay_together() -> None:
+    assert of_similar_length([10, 9, 10], 0.1) == [[1, 0, 2]]
+    assert of_similar_length([30, 4, 4, 31, 4], 0.1) == [[1, 2, 4], [0, 3]]

@@ -77,7 +77,7 @@ async def test_a_query_a_picture_and_both(model: FakeModel, run: RunFolder) -> N
 
 
 async def test_concurrent_queries_are_one_batch_on_one_thread(model: FakeModel, run: RunFolder) -> None:
-    embedder = Embedder(run, EmbedderSettings(threads=1))
+    embedder = Embedder(run, EmbedderSettings(threads=1, padding=8))
     answers = await asyncio.gather(*(embedder.embed("x" * n, None) for n in range(1, 9)))
     for length, answer in enumerate(answers, 1):
         assert isinstance(answer, Embedded)
@@ -85,6 +85,19 @@ async def test_concurrent_queries_are_one_batch_on_one_thread(model: FakeModel, 
     assert [len(batch) for batch in model.asked] == [1, 8]  # the warm-up, then all
     assert len(model.threads) == 1
     assert next(iter(model.threads))[1] == 1
+
+
+async def test_queries_of_similar_length_are_read_together(model: FakeModel, run: RunFolder) -> None:
+    """Padding 10 %: three of one token, end token aside, and two of 20 make two calls; each gets its own vector."""
+    embedder = Embedder(run, EmbedderSettings(batch_wait_ms=20))
+    padded: list[tuple[str, list[int]]] = []
+    embedder._metrics.padded = lambda lane, lengths: padded.append((lane, list(lengths)))  # type: ignore[method-assign]
+    lengths = (20, 1, 1, 19, 1)
+    answers = await asyncio.gather(*(embedder.embed("x" * n, None) for n in lengths))
+    for length, answer in zip(lengths, answers, strict=True):
+        assert isinstance(answer, Embedded)
+        np.testing.assert_allclose(answer.vector, [np.cos(length), np.sin(length), 0], rtol=1e-5)
+    assert padded == [("queries", [2, 2, 2]), ("queries", [20, 21])]
 
 
 async def test_too_many_tokens_are_refused_beside_neighbours_that_are_not(model: FakeModel, run: RunFolder) -> None:

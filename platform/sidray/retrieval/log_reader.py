@@ -3,8 +3,9 @@
     reader = LogReader(uri, since=7, columns=["item_id", "seq", "deleted"])
     news = reader.read()   # None: nothing new; else a table in the log's order
 
-An append costs a reader its own rows only. After a compaction rows come again: whoever applies them by `seq` is none
-the wiser. A rollback takes rows away; it starts a new epoch (collection.py), in which everybody reads anew.
+An append costs a reader its own rows only, and a compaction nothing: what it made of known fragments is known. Where
+it joined known ones with new ones, rows come again: whoever applies them by `seq` is none the wiser. A rollback takes
+rows away; it starts a new epoch (collection.py), in which everybody reads anew.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import lance
 import pyarrow as pa
 
 from sidray.retrieval import item_table
@@ -32,12 +34,32 @@ class LogReader:
             return None
         self._dataset.checkout_latest()
         fragments = self._dataset.get_fragments()
-        new = [each for each in fragments if each.fragment_id not in self._known]
+        ids = {each.fragment_id for each in fragments}
+        known = self._known if self._known <= ids else self._compacted()
+        new = [each for each in fragments if each.fragment_id not in known]
         rows = None
         if new:
             rows = self._dataset.scanner(columns=self._columns, fragments=new, scan_in_order=True).to_table()
-        self.version, self._known = int(self._dataset.version), _ids(self._dataset)
+        self.version, self._known = int(self._dataset.version), ids
         return rows
+
+    def _compacted(self) -> set[int]:
+        """The known fragments, and those that compactions since the last look made of them alone."""
+        known = set(self._known)
+        for version in range(self.version + 1, int(self._dataset.version) + 1):
+            for group in _rewritten(self._dataset, version):
+                if {each.id for each in group.old_fragments} <= known:
+                    known |= {each.id for each in group.new_fragments}
+        return known
+
+
+def _rewritten(dataset: Any, version: int) -> list[Any]:
+    """What a version rewrote; nothing when that cannot be told, since cleaning up took the version."""
+    try:
+        operation = dataset.read_transaction(version).operation
+    except (OSError, ValueError, AttributeError):
+        return []
+    return list(operation.groups) if isinstance(operation, lance.LanceOperation.Rewrite) else []
 
 
 def _ids(dataset: Any) -> set[int]:

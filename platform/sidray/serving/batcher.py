@@ -1,6 +1,6 @@
 """Many concurrent requests, one model thread: what waits is computed together.
 
-    batcher = Batcher(encode, executor, budget=4096, wait_s=0.002, observe=print)
+    batcher = Batcher(encode, executor, budget=4096, wait_s=0.002)
     vector = await batcher.submit("noodle soup", cost=5)
 
 An idle batcher waits `wait_s` for company; while the thread computes, the next batch gathers by itself.
@@ -14,7 +14,10 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Generic, TypeVar
+
+import numpy as np
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -29,8 +32,7 @@ class _Waiting(Generic[T, R]):
 
 class Batcher(Generic[T, R]):
     """`compute` maps a list to as many results, in `executor`. A batch, padded to its costliest row, stays within
-    `budget`; a row above it goes alone. `observe` is told the costs of each batch and its seconds. All calls come from
-    one event loop."""
+    `budget`; a row above it goes alone. All calls come from one event loop."""
 
     def __init__(
         self,
@@ -38,13 +40,11 @@ class Batcher(Generic[T, R]):
         executor: Executor,
         budget: int,
         wait_s: float,
-        observe: Callable[[list[int], float], None],
     ) -> None:
         self._compute = compute
         self._executor = executor
         self.budget = budget
         self._wait_s = wait_s
-        self._observe = observe
         self._queue: deque[_Waiting[T, R]] = deque()
         self._drain_task: asyncio.Task[None] | None = None
         self._since: float | None = None
@@ -74,7 +74,6 @@ class Batcher(Generic[T, R]):
             try:
                 await self._run(batch)
             finally:
-                self._observe([row.cost for row in batch], self.busy_s)
                 self._since = None
 
     def _take(self) -> list[_Waiting[T, R]]:
@@ -106,3 +105,18 @@ class Batcher(Generic[T, R]):
                 return
             for row in batch:
                 await self._run([row])
+
+
+def of_similar_length(lengths: Sequence[int], padding: float) -> list[list[int]]:
+    """The rows in groups, the shortest first: when each group is padded to its longest row, that adds at most the share
+    `padding` to all lengths together. Cut where a cut saves the most, until that holds, so that there are few."""
+    order = np.argsort(lengths, kind="stable")
+    ascending = np.asarray(lengths, np.int64)[order]
+    bounds = [0, len(ascending)]
+    while True:
+        low, high = np.repeat(bounds[:-1], np.diff(bounds)), np.repeat(bounds[1:], np.diff(bounds))  # of each row
+        if ascending[high - 1].sum() <= (1 + padding) * ascending.sum():
+            return [order[start:end].tolist() for start, end in pairwise(bounds) if end > start]
+        rows = np.arange(len(ascending))
+        saved = (rows - low) * (ascending[high - 1] - ascending[rows - 1])  # by a cut before each row
+        bounds = sorted([*bounds, int(np.argmax(saved))])

@@ -7,7 +7,6 @@ most one batch in the thread, so that a bulk client cannot starve searches: a se
 from __future__ import annotations
 
 import asyncio
-import functools
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +19,7 @@ import torch
 from sidray.embedding.runtime import RunModel
 from sidray.finished import RunFolder
 from sidray.serving.autoscaling import STAT
-from sidray.serving.batcher import Batcher
+from sidray.serving.batcher import Batcher, of_similar_length
 from sidray.serving.messages import Embedded, EncodedItems, NewItem, Refusal, Times, Vector
 from sidray.serving.metrics import BatchMetrics
 from sidray.serving.schemas import Model
@@ -54,11 +53,18 @@ class Embedder:
         self._run = run.name
         self._images = "image-weights" in run.steps
         self._max_query_tokens = run.recipe.model.text.max_query_tokens
-        metrics = BatchMetrics()
+        self._padding = settings.padding
+        self._metrics = BatchMetrics()
 
-        def lane(name: str, compute: Callable[[list[T]], Sequence[R]], budget: int) -> Batcher[T, R]:
-            observe = functools.partial(metrics.observe, name)
-            return Batcher(compute, executor, budget, settings.batch_wait_ms / 1000, observe)
+        def lane(name: str, compute: Callable[[str, list[T]], Sequence[R]], budget: int) -> Batcher[T, R]:
+            def timed(rows: list[T]) -> Sequence[R]:
+                started = time.monotonic()
+                try:
+                    return compute(name, rows)
+                finally:
+                    self._metrics.computed(name, len(rows), time.monotonic() - started)
+
+            return Batcher(timed, executor, budget, settings.batch_wait_ms / 1000)
 
         self._texts = lane("queries", self._read, settings.batch_tokens)
         self._bulk = lane("bulk", self._read, max(1, settings.batch_tokens // 4))
@@ -124,23 +130,32 @@ class Embedder:
         """Tokens, estimated from above by bytes: a longer query is cut."""
         return min(len(query.encode()), self._max_query_tokens)
 
-    def _read(self, texts: list[str]) -> list[_Computed | Refusal]:
+    def _read(self, lane: str, texts: list[str]) -> list[_Computed | Refusal]:
         started = time.monotonic()
         refusals = [self._too_long(text) for text in texts]
         kept = [text for text, refusal in zip(texts, refusals, strict=True) if refusal is None]
         ids = self._model.tokenised_queries(kept)
         tokenised = time.monotonic()
-        vectors: Any = self._model.encoded_queries(ids) if ids else []
+        vectors = self._encoded(lane, ids)
         times = (started, tokenised - started, time.monotonic() - tokenised)
         computed = iter([_Computed(vector, len(own) + 1, *times) for vector, own in zip(vectors, ids, strict=True)])
         return [next(computed) if refusal is None else refusal for refusal in refusals]
 
-    def _look(self, images: list[bytes]) -> list[_Computed | Refusal]:
+    def _encoded(self, lane: str, ids: list[list[int]]) -> Vector:
+        """The vectors of tokenised texts, [n, d]; texts of similar length are read in one call."""
+        lengths = [len(own) + 1 for own in ids]
+        vectors = np.empty((len(ids), self._model.dimension), np.float32)
+        for rows in of_similar_length(lengths, self._padding):
+            vectors[rows] = self._model.encoded_queries([ids[row] for row in rows])
+            self._metrics.padded(lane, [lengths[row] for row in rows])
+        return vectors
+
+    def _look(self, lane: str, images: list[bytes]) -> list[_Computed | Refusal]:
         started = time.monotonic()
         vectors = self._model.pictures(images)
         return [_Computed(vector, 0, started, 0.0, time.monotonic() - started) for vector in vectors]
 
-    def _encode(self, items: list[NewItem]) -> list[tuple[Vector, list[int]]]:
+    def _encode(self, lane: str, items: list[NewItem]) -> list[tuple[Vector, list[int]]]:
         encoded = self._model.items([{**item.fields, "title": item.title, "image": item.image} for item in items])
         return list(zip(encoded.vectors, encoded.sids, strict=True))
 

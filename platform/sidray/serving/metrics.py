@@ -1,6 +1,6 @@
 """What the service counts, through Ray's metrics, and /metrics: the exporters of all live nodes as one page.
 
-    batches = BatchMetrics();  batches.observe("queries", costs=[3, 5], seconds=0.012)
+    batches = BatchMetrics();  batches.computed("queries", rows=2, seconds=0.012)
     text = await relay(exporters())     # Prometheus text
 
 Ray's exporter on each node has the metrics of every process there: the replicas' own, the machine's, and Serve's, which
@@ -21,21 +21,24 @@ _EXPORTER_S = 2.0  # a node that does not answer is left out of the page
 
 
 class BatchMetrics:
-    """Of one embedder replica: rows, real and padded cost, and how long the model was busy."""
+    """Of one embedder replica: rows, how long the model was busy with them, and the padding of texts. May be told from
+    several threads."""
 
     def __init__(self) -> None:
         lanes = ("lane",)
         self._rows = Counter("sidray_embedder_rows", "rows through the model", tag_keys=lanes)
-        self._cost = Counter("sidray_embedder_cost", "their cost: tokens of texts, else rows", tag_keys=lanes)
-        self._padded = Counter("sidray_embedder_padded_cost", "the cost with padding", tag_keys=lanes)
         self._busy = Counter("sidray_embedder_busy_ms", "milliseconds in the model thread", tag_keys=lanes)
+        self._tokens = Counter("sidray_embedder_tokens", "tokens of texts", tag_keys=lanes)
+        self._padded = Counter("sidray_embedder_padded_tokens", "the same with padding", tag_keys=lanes)
 
-    def observe(self, lane: str, costs: Sequence[int], seconds: float) -> None:
-        tags = {"lane": lane}
-        self._rows.inc(len(costs), tags)
-        self._cost.inc(sum(costs), tags)
-        self._padded.inc(max(costs) * len(costs), tags)
-        self._busy.inc(max(1000 * seconds, 1e-6), tags)
+    def computed(self, lane: str, rows: int, seconds: float) -> None:
+        self._rows.inc(rows, {"lane": lane})
+        self._busy.inc(max(1000 * seconds, 1e-6), {"lane": lane})
+
+    def padded(self, lane: str, lengths: Sequence[int]) -> None:
+        """Of the texts that one call of the model reads."""
+        self._tokens.inc(sum(lengths), {"lane": lane})
+        self._padded.inc(max(lengths) * len(lengths), {"lane": lane})
 
 
 class RecallMonitor:

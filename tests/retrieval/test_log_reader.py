@@ -1,0 +1,67 @@
+"""What a reader of the log is told, and what it is spared."""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+
+import lance
+import pyarrow as pa
+import pytest
+
+from sidray.retrieval import item_table
+from sidray.retrieval.log_reader import LogReader
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> str:
+    """Three fragments of one row: a0, a1, a2."""
+    uri = str(tmp_path / "items.lance")
+    item_table.create(uri, [], 2)
+    append(uri, "a0", "a1", "a2")
+    return uri
+
+
+def append(uri: str, *item_ids: str) -> None:
+    for item_id in item_ids:
+        vector = pa.array([[0.6, 0.8]], pa.list_(pa.float32(), 2))
+        item_table.append(uri, pa.table({"item_id": [item_id], "vector": vector, "model_key": ["m"]}))
+
+
+def follow(uri: str) -> LogReader:
+    return LogReader(uri, int(item_table.open_version(uri).version), ["item_id"])
+
+
+def read(reader: LogReader) -> list[str] | None:
+    rows = reader.read()
+    return None if rows is None else rows["item_id"].to_pylist()
+
+
+def test_each_row_is_read_once(table: str) -> None:
+    reader = follow(table)
+    assert read(reader) is None
+    append(table, "b0", "b1")
+    assert read(reader) == ["b0", "b1"]
+    assert read(reader) is None
+
+
+def test_a_compaction_of_known_rows_is_no_news(table: str) -> None:
+    reader = follow(table)
+    version = item_table.ItemLog(table).compact()
+    append(table, "b0")
+    assert len(lance.dataset(table).get_fragments()) == 2
+    assert read(reader) == ["b0"]
+    assert reader.version == version + 1
+    item_table.ItemLog(table).compact()
+    append(table, "c0")
+    item_table.ItemLog(table).compact()
+    assert read(reader) == ["a0", "a1", "a2", "b0", "c0"]  # c0 was joined with known ones before it was read
+    assert read(reader) is None
+
+
+def test_rows_come_again_when_nobody_can_tell_what_was_rewritten(table: str) -> None:
+    reader = follow(table)
+    item_table.ItemLog(table).compact()
+    append(table, "b0")
+    item_table.clean(table, datetime.timedelta(0))
+    assert sorted(read(reader) or []) == ["a0", "a1", "a2", "b0"]
