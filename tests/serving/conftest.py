@@ -1,4 +1,5 @@
-"""One service for all tests that need a whole one: starting it takes longer than they do."""
+"""One service for all tests of this folder that need a whole one: starting it takes longer than they do, and what comes
+after them needs its CPUs."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ import pytest
 from sidray.serving.run import running_service
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def service(debug_run: str) -> Iterator[str]:
     """The URL of `sidray serve` over the debug run."""
     with socket.create_server(("127.0.0.1", 0)) as free:

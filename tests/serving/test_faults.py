@@ -111,5 +111,5 @@ def test_no_acknowledged_write_is_lost_with_its_writer(service: str, debug_run: 
     assert all((f"{item_id[:-1]}a" in found) and (f"{item_id[:-1]}b" in found) for item_id in found)  # none is half
     with Client(service) as client:
         for item_id, version in list(acknowledged.items())[:5]:
-            hits = client.search(f"title of {item_id}", k=300, min_table_version=version).hits
+            hits = client.search(f"title of {item_id}", k=1000, min_table_version=version).hits
             assert item_id in {hit.item_id for hit in hits}

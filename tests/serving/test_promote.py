@@ -36,9 +36,10 @@ def test_a_test_at_half_and_then_a_promotion(service: str, debug_run: str, twin:
                 client.search("cat")
             assert set(seen[shared:]) == {old, new}
             assert {model.run for model in client.models().data} == {old, new}
-            version = client.put_items([{"item_id": "both", "title": "in both tables"}]).table_version
-            hits = client.search("in both tables", k=300, min_table_version=version).hits
-            assert "both" in {hit.item_id for hit in hits}
+            item = {"item_id": "both", "title": "in both tables", "partition": "both"}
+            version = client.put_items([item]).table_version
+            hits = client.search("table", partition="both", min_table_version=version).hits
+            assert [hit.item_id for hit in hits] == ["both"]
         assert promote(twin, "", 1.0, False).weights == {new: 1.0}
         until = len(seen) + 20
         with Client(service) as client:
