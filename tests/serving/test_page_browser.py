@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -16,28 +15,13 @@ from tests.serving.page_server import FakeService, api_of, drawn, hit, serving
 
 pytest.importorskip("selenium", reason="no selenium: pip install '.[dev]'")
 from selenium import webdriver
-from selenium.common.exceptions import StaleElementReferenceException
-from selenium.webdriver.common.action_chains import ActionChains
-from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
-from selenium.webdriver.remote.webelement import WebElement
-from selenium.webdriver.support.wait import WebDriverWait
 
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+from tests.serving.browser import ARGUMENTS, CHROMIUM, DRIVER, WIDTHS, Page
+
 pytestmark = pytest.mark.skipif(
     not (CHROMIUM and DRIVER), reason="no chromium and chromedriver on PATH: apt-get install chromium chromium-driver"
 )
-ARGUMENTS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--disable-dev-shm-usage",
-]
 HOSTILE = '<img src=x onerror="window.owned = 1"><script>window.owned = 1</script>'
 SOUPS = [
     hit("s/1 ?#%", "Noodle soup", 0.9125, sids=[3, 17, 250]),
@@ -46,72 +30,6 @@ SOUPS = [
 ]
 ALIKE = [hit("b1", "Ramen bowl"), hit("b2", "Hot pot")]
 PNG = drawn("teal")
-
-
-class Page:
-    """The page as a reader has it."""
-
-    def __init__(self, driver: webdriver.Chrome, address: str) -> None:
-        self.driver = driver
-        self.address = address
-
-    def open(self, query: str = "") -> None:
-        self.driver.get(f"{self.address}/{query}")
-
-    def run(self, script: str, *values: Any) -> Any:
-        return self.driver.execute_script(script, *values)
-
-    def until(self, condition: Callable[[], Any]) -> Any:
-        wait = WebDriverWait(self.driver, 10, 0.02, [StaleElementReferenceException])
-        return wait.until(lambda _: condition())
-
-    def find(self, selector: str) -> WebElement:
-        return self.driver.find_element(By.CSS_SELECTOR, selector)
-
-    def texts(self, selector: str) -> list[str]:
-        found: list[str] = self.run(_TEXTS, selector)
-        return found
-
-    def shows(self, *titles: str) -> None:
-        self.until(lambda: self.texts("#hits .title") == list(titles))
-
-    def says(self, part: str) -> str:
-        """The message in the place of results."""
-        self.until(lambda: part in self.find("#message").text)
-        return self.find("#message").text
-
-    def type(self, *keys: str) -> None:
-        """As a keyboard does: to whatever has the focus."""
-        ActionChains(self.driver, 0).send_keys(*keys).perform()
-
-    def search(self, query: str) -> None:
-        box = self.find("#query")
-        box.clear()
-        box.send_keys(query, Keys.ENTER)
-
-    def focused(self) -> str:
-        text: str = self.run("return document.activeElement.id || document.activeElement.innerText.split('\\n')[0]")
-        return text
-
-    def give(self, event: str, name: str, media_type: str, data: bytes | int) -> None:
-        """A file by drop or paste; `data`: its bytes, or how many there are."""
-        content = base64.b64encode(data).decode() if isinstance(data, bytes) else data
-        self.run(_GIVE, event, name, media_type, content)
-
-
-_TEXTS = "return [...document.querySelectorAll(arguments[0])].map((e) => e.innerText)"
-_WIDTHS = "return [...document.querySelectorAll('#hits img')].map((e) => e.naturalWidth)"
-_GIVE = """
-const [event, name, type, content] = arguments;
-const bytes = (text) => Uint8Array.from(atob(text), (each) => each.charCodeAt(0));
-const data = typeof content === "number" ? new Uint8Array(content) : bytes(content);
-const transfer = new DataTransfer();
-transfer.items.add(new File([data], name, { type }));
-const common = { bubbles: true, cancelable: true };
-document.body.dispatchEvent(event === "drop"
-  ? new DragEvent("drop", { ...common, dataTransfer: transfer })
-  : new ClipboardEvent("paste", { ...common, clipboardData: transfer }));
-"""
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +81,7 @@ def test_a_query_shows_pictures_titles_scores_sids_and_times(page: Page, fake: F
     assert page.texts("#hits .score") == ["0.912", "0.500", "-0.250"]
     assert page.texts("#hits .sids") == ["3-17-250", "", ""]
     assert page.texts("#hits .partition") == ["food", "food", ""]
-    page.until(lambda: page.run(_WIDTHS) == [24, 24, 0])
+    page.until(lambda: page.run(WIDTHS) == [24, 24, 0])
     page.until(lambda: page.run("return document.querySelectorAll('#hits [data-picture=none] .icon').length") == 1)
     assert page.find("#status").text == "3 items"
     assert page.find("#times").text == "total 12 ms · embed 9.5 ms · recall 1.3 ms"
@@ -212,7 +130,7 @@ def test_a_picture_that_does_not_decode_leaves_its_place(page: Page, fake: FakeS
     fake.pictures["s2"] = b"no picture"
     page.open("?q=soup")
     page.until(lambda: page.run("return document.querySelectorAll('#hits [data-picture=none]').length") == 2)
-    assert page.run(_WIDTHS) == [24, 0, 0]
+    assert page.run(WIDTHS) == [24, 0, 0]
 
 
 def test_a_search_can_be_linked(page: Page, fake: FakeService) -> None:
@@ -348,7 +266,7 @@ def test_a_picture_that_the_service_was_too_busy_for_comes_later(page: Page, fak
     fake.busy_pictures = 1
     page.search("soup")
     page.shows("Noodle soup", "Tomato soup", HOSTILE)
-    page.until(lambda: page.run(_WIDTHS) == [24, 24, 0])
+    page.until(lambda: page.run(WIDTHS) == [24, 24, 0])
 
 
 def test_no_hits_are_said(page: Page, fake: FakeService) -> None:

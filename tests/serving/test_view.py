@@ -69,7 +69,7 @@ def agrees(view: View, collection: Collection, seed: int) -> None:
             assert item["title"] == own[item_id]["title"]
             expected = np.array(own[item_id]["vector"]) / np.linalg.norm(own[item_id]["vector"])
             np.testing.assert_allclose(vector, expected, atol=1e-6)
-            assert view.thumbnail(item_id) == own[item_id]["thumbnail"]
+            assert view.thumbnail(item) == own[item_id]["thumbnail"]
 
 
 step = st.one_of(
@@ -83,7 +83,7 @@ step = st.one_of(
 @given(steps=st.lists(step, max_size=9), seed=st.integers(0, 1000))
 def test_any_history(tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, list[str]]], seed: int) -> None:
     collection = Collection.of(tiny_run(tmp_path_factory.mktemp("run"), COUNT))
-    follower = Follower(collection, "tiny", FOREVER)
+    follower = Follower(collection, FOREVER)
     writers = [item_table.ItemLog(collection.table), item_table.ItemLog(collection.table)]
     for number, (kind, ids) in enumerate(steps):
         if kind == "put":
@@ -103,7 +103,7 @@ def test_any_history(tmp_path_factory: pytest.TempPathFactory, steps: list[tuple
     follower.refresh()
     agrees(follower.view, collection, seed)
     assert follower.view.table_version == item_table.open_version(collection.table).version
-    agrees(Follower(collection, "tiny", FOREVER).view, collection, seed)  # as a new replica sees it
+    agrees(Follower(collection, FOREVER).view, collection, seed)  # as a new replica sees it
 
 
 @pytest.fixture
@@ -112,7 +112,7 @@ def collection(tmp_path: Path) -> Collection:
 
 
 def test_a_view_does_not_change_under_its_reader(collection: Collection) -> None:
-    follower = Follower(collection, "tiny", FOREVER)
+    follower = Follower(collection, FOREVER)
     item_table.append(collection.table, rows(IDS[:2], 1))
     follower.refresh()
     before = follower.view
@@ -126,7 +126,7 @@ def test_a_view_does_not_change_under_its_reader(collection: Collection) -> None
 
 
 def test_rows_of_another_model_are_passed_over_and_counted(collection: Collection) -> None:
-    follower = Follower(collection, "tiny", FOREVER)
+    follower = Follower(collection, FOREVER)
     item_table.append(collection.table, rows(IDS[:2], 1, model_key="other-1"))
     follower.refresh()
     assert follower.view.delta.skipped == 2
@@ -139,7 +139,7 @@ def test_a_row_that_comes_late_changes_nothing(collection: Collection, monkeypat
     slow.append(rows(["i005"], 1))
     taken = item_table.time.time_ns()
     fast.append(rows(["i000"], 2))
-    follower = Follower(collection, "tiny", FOREVER)
+    follower = Follower(collection, FOREVER)
     monkeypatch.setattr(slow, "_catch_up", lambda: None)
     monkeypatch.setattr("sidray.retrieval.item_table.time.time_ns", lambda: taken)
     slow.append(rows(["i000", "i001"], 3))
@@ -148,7 +148,7 @@ def test_a_row_that_comes_late_changes_nothing(collection: Collection, monkeypat
 
 
 def test_a_damaged_generation_is_refused_and_the_one_before_serves(collection: Collection) -> None:
-    follower = Follower(collection, "tiny", FOREVER)
+    follower = Follower(collection, FOREVER)
     before = follower.view.generation
     item_table.append(collection.table, rows(IDS[:2], 1))
     generation = collection.fold()
@@ -169,7 +169,7 @@ def test_a_damaged_generation_is_refused_and_the_one_before_serves(collection: C
 
 
 def test_the_storage_may_go_away(collection: Collection, tmp_path: Path) -> None:
-    follower = Follower(collection, "tiny", FOREVER)
+    follower = Follower(collection, FOREVER)
     away = tmp_path / "away"
     Path(collection.uri).rename(away)
     with pytest.raises((OSError, ValueError)):
@@ -186,11 +186,11 @@ def test_more_hidden_rows_than_a_search_asks_for_at_first(tmp_path: Path) -> Non
     ids = [f"i{n:03d}" for n in range(90)]
     item_table.append(collection.table, item_table.tombstones(ids[:40]))
     item_table.append(collection.table, rows(ids[40:80], 1))
-    agrees(Follower(collection, "tiny", FOREVER).view, collection, 0)
+    agrees(Follower(collection, FOREVER).view, collection, 0)
 
 
 def test_a_delta_that_was_thrown_away_leaves_nothing_behind(collection: Collection) -> None:
-    view = Follower(collection, "tiny", FOREVER).view
+    view = Follower(collection, FOREVER).view
     names = rows([], 0).column_names
     item_table.append(collection.table, rows(["a", "b"], 1))
     first = item_table.current(collection.table, columns=[*names, "seq", "deleted"]).slice(COUNT)

@@ -150,11 +150,6 @@ def indexed(uri: str, version: int | None = None) -> pa.Table:
     )
 
 
-def positions_of(uri: str, version: int, positions: Sequence[int], columns: Sequence[str]) -> pa.Table:
-    """The rows with these numbers in the table at this version."""
-    return open_version(uri, version).take(list(positions), columns=list(columns))
-
-
 def tag(uri: str, name: str, version: int) -> None:
     """Names a version, which cleaning up then spares; a name that was given before moves here."""
     tags = open_version(uri).tags

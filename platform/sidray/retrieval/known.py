@@ -1,6 +1,6 @@
 """What a writer knows of the table: the content hash of every item, small enough for tens of millions.
 
-    known = KnownItems.of(table_uri);  known.content_hash("a1")   # None: there is no such item (any more)
+    known = KnownItems.of(table_uri, version);  known.content("a1")   # None: there is no such item (any more)
     known.apply(rows)      # item_id, seq, deleted, content_hash, in any order, repeated rows included
 
 Of the table at the start 16 bytes an item are kept: 64-bit hashes of its id and of its content. Two ids of one hash

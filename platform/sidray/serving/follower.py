@@ -27,10 +27,9 @@ class Follower:
     """`view` is the latest View. `poll_s` between two looks at the table; `poke` asks for one at once; `on_gpu`: the
     vectors lie on this process's GPU."""
 
-    def __init__(self, collection: Collection, run: str, poll_s: float, on_gpu: bool = False) -> None:
+    def __init__(self, collection: Collection, poll_s: float, on_gpu: bool = False) -> None:
         self._collection = collection
         self._load_index = _gpu_loader() if on_gpu else PartitionedIndex.load
-        self._run = run
         self._poll_s = poll_s
         self._refused: Generation | None = None
         self._poke = threading.Event()
@@ -72,15 +71,12 @@ class Follower:
         if index.manifest.model_key != self._collection.model_key:
             problem = f"the index is of model {index.manifest.model_key}, the run of {self._collection.model_key}"
             raise UserError(problem, "build the index from the run's own table")
-        names = [
-            name
-            for name in open_version(self._collection.table).schema.names
-            if name not in ("content_hash", "updated_at")
-        ]
+        table = open_version(self._collection.table, generation.table_version)
+        names = [name for name in table.schema.names if name not in ("content_hash", "updated_at")]
         reader = LogReader(self._collection.table, generation.table_version, names)
         news = reader.read()
         delta = Delta.empty(index) if news is None else Delta.empty(index).plus(news)
-        view = View(self._run, generation.name, pointer.epoch, self._collection.table, reader.version, delta)
+        view = View(self._collection.name, generation.name, pointer.epoch, table, reader.version, delta)
         return reader, view
 
     def _follow(self) -> None:

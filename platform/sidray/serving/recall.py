@@ -31,7 +31,7 @@ class Recall:
     """Serves the newest state that it knows of; each answer comes from one state and names it."""
 
     def __init__(self, run: RunFolder, settings: RecallSettings) -> None:
-        self._follower = Follower(Collection.of(run), run.name, settings.poll_ms / 1000, settings.gpus > 0)
+        self._follower = Follower(Collection.of(run), settings.poll_ms / 1000, settings.gpus > 0)
         self._fields = [*run.recipe.data.text_fields, "sids"]
         self._searchers = ThreadPoolExecutor(settings.threads, "search")
         self._checks = ThreadPoolExecutor(1, "check")
@@ -74,9 +74,10 @@ class Recall:
     async def thumbnail(self, item_id: str) -> bytes | Refusal:
         """The picture of an item. Refuses an unknown item and one without a picture."""
         view = self._follower.view
-        if await self._run(View.item, view, item_id) is None:
+        item = await self._run(View.item, view, item_id)
+        if item is None:
             return _unknown_item(item_id)
-        picture = await self._run(View.thumbnail, view, item_id)
+        picture = await self._run(View.thumbnail, view, item)
         return picture or Refusal(404, "no_picture", f"item {item_id!r} has no picture", "item_id")
 
     async def describe(self) -> Index:

@@ -54,7 +54,7 @@ _PICTURE: dict[int | str, dict[str, Any]] = {200: {"content": {"image/jpeg": {}}
 _CACHE_PICTURE = {"Cache-Control": "private, max-age=60", "X-Content-Type-Options": "nosniff"}
 _PIN = "the run that is to answer; by default the shares of the traffic decide"
 router = APIRouter(responses=_ERRORS)
-probes = APIRouter(responses={503: _ERRORS[503]})
+probes = APIRouter()
 
 
 class Chosen:
@@ -64,14 +64,11 @@ class Chosen:
         self.traffic = traffic
         self.pin = pin
 
-    async def by_weight(self) -> Service:
-        return await self.traffic.service(self.pin)
-
     async def primary(self) -> Service:
         return await self.traffic.service(self.pin, fresh=True)
 
     async def of(self, body: Scope) -> Service:
-        return await (self.primary() if body.min_table_version else self.by_weight())
+        return await self.traffic.service(self.pin, fresh=body.min_table_version > 0)
 
 
 async def _chosen(request: Request, x_sidray_run: Annotated[str, Header(description=_PIN)] = "") -> Chosen:
@@ -156,13 +153,13 @@ async def index(chosen: ChosenOf) -> Index:
     return (await (await chosen.primary()).described())[1]
 
 
-@probes.get("/healthz", responses={503: _ERRORS[503]})
+@probes.get("/healthz")
 async def healthz() -> Status:
     """Liveness: the gateway answers."""
     return Status(status="ok")
 
 
-@probes.get("/readyz")
+@probes.get("/readyz", responses={503: _ERRORS[503]})
 async def readyz(chosen: ChosenOf) -> Status:
     """Readiness: the primary's model and index are loaded and belong together."""
     await (await chosen.primary()).described()

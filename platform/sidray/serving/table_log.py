@@ -11,11 +11,14 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-from sidray.errors import UserError
 from sidray.retrieval import item_table
 from sidray.retrieval.collection import Collection
 from sidray.retrieval.known import COLUMNS, KnownItems
 from sidray.retrieval.log_reader import LogReader
+
+
+class RollbackUnderWayError(OSError):
+    """The table cannot be used at the moment, as when its storage is away."""
 
 
 class TableLog:
@@ -34,10 +37,10 @@ class TableLog:
 
     def contents(self, item_ids: Sequence[str]) -> tuple[list[int | None], int]:
         """Fingerprint of each item's content, None where there is no such item; and the table version. Raises OSError
-        when the storage does not answer, UserError during a rollback."""
+        when the storage does not answer, and during a rollback."""
         pointer = self._collection.pointer()
         if not pointer.settled:
-            raise UserError("the table is being rolled back", "try again")
+            raise RollbackUnderWayError("the table is being rolled back")
         if pointer.epoch != self._epoch:
             self._open()
         news = self._reader.read()

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import lance
 import numpy as np
 
-from sidray.retrieval import item_table
 from sidray.retrieval.delta import Delta
 from sidray.retrieval.exact import Floats, Ints
 from sidray.retrieval.index import PartitionedIndex
@@ -23,12 +23,12 @@ _MARGIN = 16  # rows asked for beyond k, for hits that turn out hidden
 
 @dataclass(frozen=True)
 class View:
-    """`table`: URI; `table_version`: up to which the view knows all of it."""
+    """`table`: at the version that the index was built from; `table_version`: up to which the view knows all of it."""
 
     run: str
     generation: str
     epoch: int
-    table: str
+    table: lance.LanceDataset
     table_version: int
     delta: Delta
 
@@ -85,14 +85,13 @@ class View:
         place = self._place(item_id)
         return None if place is None else self._items(np.array([place]))[0]
 
-    def thumbnail(self, item_id: str) -> bytes | None:
-        """The picture that the table keeps; None when there is none, and for an item that cannot be found."""
-        item = self.item(item_id)
-        if item is None or "thumbnail" in item:
-            return None if item is None else item["thumbnail"]
-        version = self.index.manifest.table_version
-        row = item_table.positions_of(self.table, version, [item["position"]], ["thumbnail"])
-        picture: bytes | None = row["thumbnail"][0].as_py()
+    def thumbnail(self, item: dict[str, Any]) -> bytes | None:
+        """The picture that the table keeps of an item as `item` gave it; None when there is none."""
+        picture: bytes | None
+        if "thumbnail" in item:  # rows of the delta bring it along
+            picture = item["thumbnail"]
+        else:
+            picture = self.table.take([item["position"]], columns=["thumbnail"])["thumbnail"][0].as_py()
         return picture
 
     def _search_index(

@@ -22,7 +22,6 @@ import pyarrow.parquet as pq
 
 from sidray import storage
 from sidray.embedding.pool import vector_column
-from sidray.errors import UserError
 from sidray.finished import RunFolder
 from sidray.retrieval import item_table
 from sidray.retrieval.collection import Collection
@@ -46,7 +45,7 @@ EVENTS = pa.schema(
         "query": pa.string(),
     }
 )
-_AWAY = (OSError, ValueError, UserError)  # what Lance and the filesystems raise
+_AWAY = (OSError, ValueError)  # what Lance and the filesystems raise
 AWAY = Refusal(503, "storage_unavailable", "the item table cannot be written at the moment; try again")
 
 
@@ -130,6 +129,7 @@ class Writer:
         return table.append_column("thumbnail", pa.array(pictures, pa.binary()))
 
     async def _write(self, rows: pa.Table) -> int | Refusal:
+        """Raises UserError for rows that do not fit the table: then the model has made something that is no vector."""
         try:
             return await self._commits.write(rows)
         except _AWAY as error:
