@@ -32,12 +32,16 @@ def _start_time(pid: int) -> str:
 
 
 class Lease:
-    """Context manager: holds `<folder>/lease.json` while the block runs. `attempt` names the output folder."""
+    """Context manager: holds `<folder>/lease.json` while the block runs. `attempt` names the output folder; another
+    holder is waited for `wait_s`."""
 
-    def __init__(self, folder: str, attempt: str | None = None) -> None:
+    def __init__(self, folder: str, attempt: str | None = None, wait_s: float = 0.0) -> None:
         self.uri = storage.join(folder, "lease.json")
-        previous = self._read()
-        if previous is not None and self._alive(previous):
+        deadline = time.monotonic() + wait_s
+        while (previous := self._read()) is not None and self._alive(previous):
+            if time.monotonic() < deadline:
+                time.sleep(0.2)
+                continue
             raise UserError(
                 f"step {folder} is being computed by {previous['owner']} (last heartbeat "
                 f"{time.time() - previous['heartbeat']:.0f} s ago)",

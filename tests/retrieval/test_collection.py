@@ -116,11 +116,43 @@ def test_an_index_that_cannot_be_read_is_built_again(run: RunFolder) -> None:
     assert collection.fold() == first
 
 
-def test_one_at_a_time(run: RunFolder) -> None:
+def test_tidying_joins_small_files_and_drops_old_versions(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "KEEP_VERSIONS_FOR", datetime.timedelta(0))
+    collection = Collection.of(run)
+    monkeypatch.setattr(module, "TIDY_ROWS", 6)  # the run's own rows fill a file, and are not written again
+    first = item_table.open_version(collection.table).get_fragments()[0].fragment_id
+    for number in range(3):
+        item_table.append(collection.table, item_table.tombstones([f"i00{number}"]))
+    collection.tidy(int(item_table.open_version(collection.table).version))
+    fragments = item_table.open_version(collection.table).get_fragments()
+    assert [each.count_rows() for each in fragments] == [6, 3]
+    assert fragments[0].fragment_id == first
+    versions = [each["version"] for each in item_table.open_version(collection.table).versions()]
+    assert len(versions) == 2
+    assert versions[0] == collection.pointer().current.table_version  # tagged
+    collection.fold()
+    assert indexed(collection) == ids(collection) == {"i003", "i004", "i005"}
+
+
+def test_a_version_from_before_a_rollback_is_not_brought_back(run: RunFolder) -> None:
+    collection = Collection.of(run)
+    item_table.append(collection.table, item_table.tombstones(["i000"]))
+    collection.fold()
+    for number in (1, 2):
+        item_table.append(collection.table, item_table.tombstones([f"i00{number}"]))
+    seen = int(item_table.open_version(collection.table).version)
+    collection.rollback(collection.pointer().generations[0].name)
+    with pytest.raises((OSError, RuntimeError)):
+        collection.tidy(seen)
+    assert ids(collection) == {f"i00{n}" for n in range(6)}
+
+
+def test_one_at_a_time(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "WAIT_S", 0.3)
     collection = Collection.of(run)
     item_table.append(collection.table, item_table.tombstones(["i000"]))
     with Lease(collection.uri):
-        for work in (collection.fold, collection.rollback):
+        for work in (collection.fold, collection.rollback, lambda: collection.tidy(1)):
             with pytest.raises(UserError, match="wait for it"):
                 work()
     collection.fold()

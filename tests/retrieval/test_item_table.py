@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sidray.errors import UserError
-from sidray.retrieval.item_table import ItemLog, append, create, current, open_version, tombstones
+from sidray.retrieval.item_table import ItemLog, append, compact, create, current, open_version, tombstones
 
 D = 3
 
@@ -57,7 +57,7 @@ def test_any_history_equals_a_dictionary(
                 expected[item_id] = f"{float(step)}"
         history[version] = dict(expected)
         if step == compact_at:
-            history[writers[writer].compact()] = dict(expected)
+            history[compact(uri, version)] = dict(expected)
     for version, items in history.items():
         assert state(current(uri, version)) == items
 

@@ -75,7 +75,7 @@ def agrees(view: View, collection: Collection, seed: int) -> None:
 step = st.one_of(
     st.tuples(st.just("put"), st.lists(st.sampled_from(IDS), min_size=1, max_size=4, unique=True)),
     st.tuples(st.just("delete"), st.lists(st.sampled_from(IDS), min_size=1, max_size=4, unique=True)),
-    st.tuples(st.sampled_from(["refresh", "compact", "fold", "rollback"]), st.just([])),
+    st.tuples(st.sampled_from(["refresh", "tidy", "compact", "fold", "rollback"]), st.just([])),
 )
 
 
@@ -85,21 +85,26 @@ def test_any_history(tmp_path_factory: pytest.TempPathFactory, steps: list[tuple
     collection = Collection.of(tiny_run(tmp_path_factory.mktemp("run"), COUNT))
     follower = Follower(collection, FOREVER)
     writers = [item_table.ItemLog(collection.table), item_table.ItemLog(collection.table)]
+    seen = item_table.open_version(collection.table).version
     for number, (kind, ids) in enumerate(steps):
         if kind == "put":
             writers[number % 2].append(rows(ids, seed + number))
         elif kind == "delete":
             writers[number % 2].append(item_table.tombstones(ids))
         elif kind == "compact":
-            writers[0].compact()
+            item_table.compact(collection.table, item_table.open_version(collection.table).version)
+        elif kind == "tidy":
+            collection.tidy(seen)
         elif kind == "fold":
             collection.fold()
         elif kind == "rollback" and len(collection.pointer().generations) > 1:
             collection.rollback()
+            seen = item_table.open_version(collection.table).version
             writers = [item_table.ItemLog(collection.table), item_table.ItemLog(collection.table)]
         elif kind == "refresh":
             follower.refresh()
             agrees(follower.view, collection, seed)
+            seen = follower.view.table_version
     follower.refresh()
     agrees(follower.view, collection, seed)
     assert follower.view.table_version == item_table.open_version(collection.table).version

@@ -13,9 +13,11 @@ import pytest
 
 from sidray.errors import UserError
 from sidray.finished import RunFolder
+from sidray.lease import Lease
 from sidray.retrieval import item_table
 from sidray.retrieval.collection import Collection
 from sidray.retrieval.publish import content_hash
+from sidray.serving import writer as module
 from sidray.serving.messages import EncodedItems, NewItem, Refusal
 from sidray.serving.problems import ApiError, overloaded
 from sidray.serving.settings import WriterSettings
@@ -267,6 +269,29 @@ async def test_much_was_written_or_some_long_ago_starts_one_fold(run: RunFolder)
     await soon.check_health()
     await asyncio.sleep(0)
     assert folds.count == 2
+
+
+async def test_many_commits_are_tidied(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "TIDY_COMMITS", 5)
+    writer = writer_of(run, Encoder())
+
+    async def fragments() -> int:
+        await writer.check_health()
+        if writer._upkeep is not None:
+            await writer._upkeep
+        return len(item_table.open_version(Collection.of(run).table).get_fragments())
+
+    for number in range(6):
+        await writer.put([item(f"a{number}")])
+    assert await fragments() == 7  # replicas may not have seen them
+    assert await fragments() == 1
+    await writer.put([item("a9")])
+    assert await fragments() == await fragments() == 2
+    with Lease(Collection.of(run).uri):  # a generation is being built
+        for number in range(6):
+            await writer.put([item(f"b{number}")])
+        assert await fragments() == await fragments() == 8
+    assert titles(run).keys() >= {"a0", "a5", "a9", "b5"}
 
 
 async def test_events_are_appended_as_the_contract_has_them(run: RunFolder) -> None:

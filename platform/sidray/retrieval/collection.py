@@ -3,6 +3,7 @@
     collection = Collection.of(run)      # <root>/collections/<run>-<variant>, made from the run on first use
     collection.pointer()                 # generation, where its index lies, the table version that it was built from
     collection.fold()                    # a new generation of all that was written (a job; one at a time)
+    collection.tidy(until=version)       # joins the small files of many appends (the writer, now and then)
     collection.rollback("...")           # table and index as they were at an earlier generation
 
 The run's own steps stay as they are: the table is copied, the first generation is the run's index. Generations are
@@ -24,7 +25,9 @@ from sidray.retrieval import index as index_module
 from sidray.retrieval import item_table
 
 KEEP = 5  # generations to which a rollback is possible
-KEEP_VERSIONS_FOR = datetime.timedelta(hours=1)  # of the table, beside the tagged ones: readers may be in them
+KEEP_VERSIONS_FOR = datetime.timedelta(minutes=2)  # of the table, beside the tagged ones: readers may be in them
+TIDY_ROWS = 1024  # in the files that `tidy` makes
+WAIT_S = 10.0  # for another process to end what it does with the collection
 
 
 @dataclass(frozen=True)
@@ -87,23 +90,32 @@ class Collection:
         return storage.join(self.root, generation.index)
 
     def fold(self) -> Generation:
-        """Compacts the table and builds a generation of its latest version, if anything was written since the last one,
-        or that one cannot be read. Keeps the last KEEP ones.
+        """Builds a generation of the table's latest version, if anything was written since the last one, or that one
+        cannot be read; then compacts the table. Keeps the last KEEP ones.
 
         Raises UserError when another process folds or rolls back."""
-        with Lease(self.uri):
+        with Lease(self.uri, wait_s=WAIT_S):
             pointer = self.pointer()
             if not pointer.settled:
                 raise UserError(f"a rollback of {self.uri} was interrupted", "run it again: sidray rollback RUN")
             known = self._partitions(pointer.current)
-            written = int(item_table.open_version(self.table).version) != pointer.current.table_version
-            if known is not None and not written:
+            version = int(item_table.open_version(self.table).version)
+            if known is not None and self._rows(version) == self._rows(pointer.current.table_version):
                 return pointer.current
-            generation = self._build(item_table.ItemLog(self.table).compact(), known or [])
+            generation = self._build(version, known or [])
             generations = (*pointer.generations, generation)
             self._point(Pointer(pointer.epoch, True, generations[-KEEP:]))
+            item_table.compact(self.table, version)
             self._prune(generations[:-KEEP])
             return generation
+
+    def tidy(self, until: int) -> None:
+        """Keeps appends fast between two generations: joins the small files of version `until`, and removes old
+        versions. Raises UserError when another process folds or rolls back."""
+        with Lease(self.uri):
+            if self.pointer().settled:
+                item_table.compact(self.table, until, TIDY_ROWS)
+                item_table.clean(self.table, KEEP_VERSIONS_FOR)
 
     def check(self) -> None:
         """Raises UserError when the current index is missing, or of a format that this version does not read."""
@@ -119,6 +131,10 @@ class Collection:
         except UserError:
             return None
 
+    def _rows(self, version: int) -> int:
+        """In the log: with every write there are more."""
+        return int(item_table.open_version(self.table, version).count_rows())
+
     def _build(self, version: int, partitions: list[str]) -> Generation:
         """A search in one of `partitions` whose items are all gone finds nothing, and is no mistake."""
         name = f"generation-{version}-{datetime.datetime.now(datetime.UTC):%Y%m%dT%H%M%S.%f}"
@@ -131,7 +147,7 @@ class Collection:
     def rollback(self, name: str = "") -> Generation:
         """Table and index as they were at a generation ("": the one before the current); what was written since is
         gone from both. Raises UserError for an unknown generation."""
-        with Lease(self.uri):
+        with Lease(self.uri, wait_s=WAIT_S):
             pointer = self.pointer()
             kept = _until(pointer.generations, name)
             self._point(Pointer(pointer.epoch, False, pointer.generations))

@@ -29,7 +29,7 @@ Ints = npt.NDArray[np.int64]
 POSITION = "position"  # a column that `current` can add
 
 _REQUIRED = ("vector", "model_key")  # of every row that is not a tombstone
-_ROWS_PER_FILE = 262_144
+ROWS_PER_FILE = 262_144
 
 
 def schema(dimension: int, text_columns: Sequence[str] = ()) -> pa.Schema:
@@ -95,12 +95,6 @@ class ItemLog:
         self._dataset = _write(self._dataset, rows.to_batches(), self._dataset.schema, first, "append")
         return int(self._dataset.version)
 
-    def compact(self) -> int:
-        """Joins the many small files that frequent appends leave, keeping every row; returns the new version."""
-        self._dataset.checkout_latest()
-        self._dataset.optimize.compact_files()
-        return int(self._dataset.version)
-
     def _catch_up(self) -> None:
         """Moves to the latest version and takes the seqs of fragments that are new in it into account."""
         if self._dataset.version != self._dataset.latest_version:
@@ -132,9 +126,18 @@ def current(uri: str, version: int | None = None, columns: Sequence[str] | None 
 
     In the log's order. `columns` (default: all) keeps memory small: thumbnails are most of the bytes; `position` adds
     each row's number in the table at that version."""
+    return _latest(uri, version, columns, with_deleted=False)
+
+
+def latest(uri: str, version: int, columns: Sequence[str]) -> pa.Table:
+    """`current` and the rows that delete an item."""
+    return _latest(uri, version, columns, with_deleted=True)
+
+
+def _latest(uri: str, version: int | None, columns: Sequence[str] | None, with_deleted: bool) -> pa.Table:
     dataset = open_version(uri, version)
     fragments = dataset.get_fragments()
-    winners = _winners(_keys(dataset, fragments))
+    winners = _winners(_keys(dataset, fragments), with_deleted)
     wanted = [name for name in columns if name != POSITION] if columns is not None else None
     table = _fetch(dataset, fragments, winners, _columns(dataset, wanted))
     return table.append_column(POSITION, pa.array(winners)) if columns is not None and POSITION in columns else table
@@ -169,6 +172,15 @@ def restore(uri: str, version: int) -> None:
     """Makes an earlier version the latest: what was appended since is no longer in the table."""
     dataset: Any = open_version(uri, version)
     dataset.restore()
+
+
+def compact(uri: str, until: int, rows_per_file: int = ROWS_PER_FILE) -> int:
+    """Joins adjacent files of fewer rows that version `until` has, keeping every row; returns the latest version.
+
+    What was appended later stays as it is: readers that know `until` need not read the joined rows again."""
+    dataset: Any = open_version(uri, until)
+    dataset.optimize.compact_files(target_rows_per_fragment=rows_per_file)
+    return int(dataset.latest_version)
 
 
 def clean(uri: str, older_than: datetime.timedelta) -> None:
@@ -224,15 +236,16 @@ def _fetch(dataset: lance.LanceDataset, fragments: list[Any], positions: Ints, c
     return pa.Table.from_batches(kept, schema=pa.schema([dataset.schema.field(name) for name in columns]))
 
 
-def _winners(keys: pa.Table) -> Ints:
+def _winners(keys: pa.Table, with_deleted: bool) -> Ints:
     """Ascending positions of the row with the highest (seq, position) of each item: [items]."""
     codes = keys["item_id"].combine_chunks().dictionary_encode()
     codes = codes.indices.to_numpy()  # [rows], one number per item
     order = np.argsort(keys["seq"].to_numpy(), kind="stable")
     best = np.zeros(int(codes.max(initial=-1)) + 1, np.int64)
     best[codes[order]] = order  # numpy keeps the last of repeated assignments: the highest seq
-    deleted = keys["deleted"].to_numpy()
-    return np.sort(best[~deleted[best]])
+    if not with_deleted:
+        best = best[~keys["deleted"].to_numpy()[best]]
+    return np.sort(best)
 
 
 def _write(
@@ -254,7 +267,7 @@ def _write(
 
     reader = pa.RecordBatchReader.from_batches(layout, completed())
     try:
-        return lance.write_dataset(reader, target, schema=layout, mode=mode, max_rows_per_file=_ROWS_PER_FILE)
+        return lance.write_dataset(reader, target, schema=layout, mode=mode, max_rows_per_file=ROWS_PER_FILE)
     except OSError as error:
         raise failed[0] if failed else error from None
 

@@ -33,6 +33,7 @@ class GroupCommit:
         self._waiting: list[_Write] = []
         self._task: asyncio.Task[None] | None = None
         self.rows = 0  # committed so far
+        self.version = 0  # of the last commit
 
     async def write(self, rows: pa.Table) -> int:
         """The version that holds the rows. Raises what `append` raises for these rows alone."""
@@ -63,6 +64,7 @@ class GroupCommit:
             _fail(writes, error)
         else:
             self.rows += len(rows)
+            self.version = version
             for write in writes:
                 if not write.done.done():
                     write.done.set_result(version)
