@@ -2,8 +2,8 @@
 
     python jobs/bench/writes.py RUN [--upserts 50] [--seconds 20] [--rounds 3]
 
-Searches arrive at half the rate that 16 clients reach, without and with upserts, in turns. Each PUT brings 5 new items,
-so that each of them is embedded. Of one PUT in 5 an item has a partition of its own, and is looked for there every
+Searches arrive at half the rate that 16 clients reach, without and with upserts, in turns. PUTs come evenly, each with
+5 new items, so that each of them is embedded. Of one PUT in 5 an item has a partition of its own, and is looked for there every
 50 ms by searches that ask for no table version: `fresh` counts from the PUT's start, `fresh_acknowledged` from its
 answer.
 """
@@ -20,7 +20,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
-from service import arrivals, at_times, load, mean_of, open_loop, percentiles, queries_of, served
+import numpy as np
+from service import at_times, load, mean_of, open_loop, percentiles, queries_of, served
 
 PER_PUT, SAMPLED = 5, 5
 LOOK_S = 0.05
@@ -80,7 +81,7 @@ async def upserts(url: str, queries: list[str], per_s: float, seconds: float, wr
             titles = [queries[(PER_PUT * count + n) % len(queries)] for n in range(PER_PUT)]
             await put(session, url, titles, writes, count % SAMPLED == 0)
 
-        await at_times(one, arrivals(per_s / PER_PUT, seconds))
+        await at_times(one, np.arange(0, seconds, PER_PUT / per_s))
 
 
 async def beside(url: str, queries: list[str], rate: float, upserts_per_s: float, seconds: float) -> Any:

@@ -91,8 +91,11 @@ class ItemLog:
         self._catch_up()
         if rows.num_rows == 0:
             return int(self._dataset.version)
-        first = max(self._last + 1, time.time_ns())
+        first, before = max(self._last + 1, time.time_ns()), self._dataset.version
         self._dataset = _write(self._dataset, rows.to_batches(), self._dataset.schema, first, "append")
+        if self._dataset.version == before + 1:  # nothing came in between: there is no need to read what was written
+            self._last = first + rows.num_rows - 1
+            self._seen = {fragment.fragment_id for fragment in self._dataset.get_fragments()}
         return int(self._dataset.version)
 
     def _catch_up(self) -> None:

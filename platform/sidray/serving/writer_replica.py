@@ -11,12 +11,14 @@ from ray.serve.handle import DeploymentHandle
 from sidray.finished import RunFolder
 from sidray.retrieval.collection import Collection
 from sidray.serving.handles import encode_items
+from sidray.serving.priority import give_way
 from sidray.serving.settings import WriterSettings
 from sidray.serving.writer import Writer
 
 
 class WriterReplica(Writer):
     def __init__(self, run: RunFolder, settings: WriterSettings, embedder: DeploymentHandle[Any]) -> None:
+        give_way()
         super().__init__(run, settings, functools.partial(encode_items, embedder), _fold_elsewhere)
 
 
@@ -27,4 +29,5 @@ async def _fold_elsewhere(run: RunFolder) -> None:
 
 @ray.remote(num_cpus=1)
 def _fold(run: RunFolder) -> str:
+    give_way()
     return Collection.of(run).fold().name
