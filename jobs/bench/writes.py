@@ -3,9 +3,9 @@
     python jobs/bench/writes.py RUN [--upserts 50] [--seconds 20] [--rounds 3]
 
 Searches arrive at half the rate that 16 clients reach, without and with upserts, in turns. PUTs come evenly, each with
-5 new items, so that each of them is embedded. Of one PUT in 5 an item has a partition of its own, and is looked for there every
-50 ms by searches that ask for no table version: `fresh` counts from the PUT's start, `fresh_acknowledged` from its
-answer.
+5 new items, so that each of them is embedded. Of one PUT in 5 an item has a partition of its own, and is looked for
+there every 50 ms by searches that ask for no table version: `fresh` counts from the PUT's start, `fresh_acknowledged`
+from its answer.
 """
 
 from __future__ import annotations
