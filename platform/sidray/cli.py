@@ -95,16 +95,25 @@ def promote(
 
 
 @app.command()
-def reindex(run: RunArgument, variant: VariantOption = "") -> None:
-    """Folds what was written to a served run into a new generation of its index, as the service does by itself."""
+def reindex(
+    run: RunArgument,
+    shards: Annotated[int, typer.Option(min=0, help="cut the index for so many recall deployments; 0: as it is")] = 0,
+    variant: VariantOption = "",
+) -> None:
+    """Folds what was written to a served run into a new generation of its index, as the service does by itself.
+
+    A service keeps the number of shards that it was started with: start it again after a change."""
+    from sidray import storage
     from sidray.cluster import on_cluster, ray_cluster
     from sidray.finished import RunFolder
     from sidray.retrieval.collection import Collection
 
     collection = Collection.of(RunFolder.open(run, variant))
     with ray_cluster():
-        generation = on_cluster(Collection.fold, collection)
-    typer.echo(f"{generation.name}: table version {generation.table_version}, {collection.index_folder(generation)}")
+        generation = on_cluster(Collection.fold, collection, shards)
+    where = storage.join(collection.root, generation.index)
+    cut = f" in {generation.shards} shards" if generation.shards > 1 else ""
+    typer.echo(f"{generation.name}: table version {generation.table_version}{cut}, {where}")
 
 
 @app.command()

@@ -41,6 +41,8 @@ class FakeBackend:
     """Answers at once and remembers what it was asked; `before` runs first and may raise or wait."""
 
     def __init__(self) -> None:
+        self.info = RunInfo("m", 1, MAX_PIXELS, ("shop",))
+        self.recall = self
         self.embedded: list[tuple[str, bytes | None]] = []
         self.recalled: list[RecallQuery] = []
         self.liked: list[SimilarQuery] = []
@@ -60,7 +62,7 @@ class FakeBackend:
     async def embed_all(self, inputs: list[tuple[str, bytes | None]]) -> list[Embedded | Refusal]:
         return [await self.embed(text, image) for text, image in inputs]
 
-    async def recall(self, query: RecallQuery) -> Found | Refusal:
+    async def search(self, query: RecallQuery) -> Found | Refusal:
         self.recalled.append(query)
         return self.answer
 
@@ -94,15 +96,12 @@ class FakeBackend:
         self.events += rows
         return len(rows)
 
-    async def info(self) -> RunInfo:
-        return RunInfo("m", MAX_PIXELS, ("shop",))
-
     async def model(self) -> Model:
         if self.before:
             await self.before()
         return Model(id=self.model_key, run="m", dimension=DIMENSION, max_query_tokens=16, images=True)
 
-    async def index(self) -> Index:
+    async def describe(self) -> Index:
         served = {"dimension": DIMENSION, "items": 7, "partitions": 2, "fields": ["shop"]}
         return Index(**INDEX.model_dump(), **served, delta=0, lag_seconds=0.0)
 
@@ -120,7 +119,11 @@ async def _scrape() -> str:
 def traffic_of(backend: FakeBackend, timeout_s: float = 1.0) -> Traffic:
     """All of it goes to one run, "m"."""
     settings = GatewaySettings(timeout_s=timeout_s, write_timeout_s=timeout_s)
-    return Traffic(lambda name: backend, settings, Shares({"m": 1.0}))
+
+    async def connect(name: str) -> FakeBackend:
+        return backend
+
+    return Traffic(connect, settings, Shares({"m": 1.0}))
 
 
 def api_of(backend: FakeBackend, max_in_flight: int, keys: Keys) -> FastAPI:

@@ -11,7 +11,9 @@ from ray.exceptions import ActorDiedError
 from ray.serve.exceptions import BackPressureError
 
 from sidray.serving.handles import HandleBackend
+from sidray.serving.messages import RunInfo
 from sidray.serving.problems import ApiError
+from sidray.serving.shards import Shards
 
 
 class Handle:
@@ -33,7 +35,7 @@ class Handle:
 
 
 def backend_of(handle: Handle) -> HandleBackend:
-    return HandleBackend(handle, handle, handle, handle)  # type: ignore[arg-type]
+    return HandleBackend(RunInfo("m", 1, 1, ()), handle, Shards([]), handle)  # type: ignore[arg-type]
 
 
 async def test_an_answer_passes() -> None:

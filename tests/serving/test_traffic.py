@@ -29,12 +29,11 @@ class Run(FakeBackend):
         self.name, self.model_key = name, f"model-{name}"
         self.key = IndexKey(run=name, model_key=f"model-{name}", generation="g", table_version=1)
         self.answer: Found | Refusal = Found([HIT], self.key)
+        self.info = RunInfo(name, 1, MAX_PIXELS, ("shop",) if name != "c" else ())
+        self.up = True
 
-    async def index(self) -> Index:
-        return (await super().index()).model_copy(update=self.key.model_dump())
-
-    async def info(self) -> RunInfo:
-        return RunInfo(self.name, MAX_PIXELS, ("shop",) if self.name != "c" else ())
+    async def describe(self) -> Index:
+        return (await super().describe()).model_copy(update=self.key.model_dump())
 
 
 @pytest.fixture
@@ -43,7 +42,12 @@ def runs() -> dict[str, Run]:
 
 
 def traffic_of(runs: dict[str, Run], shares: Shares) -> Traffic:
-    return Traffic(lambda name: runs[name], GatewaySettings(), shares)
+    async def connect(name: str) -> Run:
+        if not runs[name].up:
+            await asyncio.sleep(60)
+        return runs[name]
+
+    return Traffic(connect, GatewaySettings(), shares)
 
 
 async def request(traffic: Traffic, method: str, path: str, body: object = None, run: str = "") -> httpx.Response:
@@ -144,12 +148,8 @@ async def test_a_change_takes_effect_at_once(runs: dict[str, Run]) -> None:
 
 
 async def test_a_run_that_is_not_up_is_503(runs: dict[str, Run], monkeypatch: pytest.MonkeyPatch) -> None:
-    async def never() -> RunInfo:
-        await asyncio.sleep(60)
-        raise AssertionError
-
     monkeypatch.setattr("sidray.serving.traffic.READY_S", 0.01)
-    monkeypatch.setattr(runs["a"], "info", never)
+    runs["a"].up = False
     answer = await request(traffic_of(runs, Shares({"a": 1.0})), "GET", "/readyz")
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "overloaded")
 

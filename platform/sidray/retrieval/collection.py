@@ -3,6 +3,7 @@
     collection = Collection.of(run)      # <root>/collections/<run>-<variant>, made from the run on first use
     collection.pointer()                 # generation, where its index lies, the table version that it was built from
     collection.fold()                    # a new generation of all that was written (a job; one at a time)
+    collection.fold(shards=4)            # for a service that cuts its recall into four
     collection.tidy(until=version)       # joins the small files of many appends (the writer, now and then)
     collection.rollback("...")           # table and index as they were at an earlier generation
 
@@ -23,6 +24,7 @@ from sidray.finished import RunFolder
 from sidray.lease import Lease
 from sidray.retrieval import index as index_module
 from sidray.retrieval import item_table
+from sidray.retrieval.shards import all_shards
 
 KEEP = 5  # generations to which a rollback is possible
 KEEP_VERSIONS_FOR = datetime.timedelta(minutes=2)  # of the table, beside the tagged ones: readers may be in them
@@ -32,11 +34,12 @@ WAIT_S = 10.0  # for another process to end what it does with the collection
 
 @dataclass(frozen=True)
 class Generation:
-    """`index`: its folder, relative to the root of the runs."""
+    """`index`: its folder, relative to the root of the runs; of several `shards` each has a folder in it."""
 
     name: str
     index: str
     table_version: int
+    shards: int = 1
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,10 @@ class Pointer:
     @property
     def current(self) -> Generation:
         return self.generations[-1]
+
+    def newest(self, shards: int) -> Generation | None:
+        """Of so many shards: a service keeps the number that it was deployed with."""
+        return next((each for each in reversed(self.generations) if each.shards == shards), None)
 
 
 class Collection:
@@ -86,23 +93,27 @@ class Collection:
         generations = tuple(Generation(**each) for each in values.pop("generations"))
         return Pointer(**values, generations=generations)
 
-    def index_folder(self, generation: Generation) -> str:
-        return storage.join(self.root, generation.index)
+    def index_folder(self, generation: Generation, shard: int = 0) -> str:
+        folder = storage.join(self.root, generation.index)
+        return folder if generation.shards == 1 else storage.join(folder, f"shard-{shard}")
 
-    def fold(self) -> Generation:
-        """Builds a generation of the table's latest version, if anything was written since the last one, or that one
-        cannot be read; then compacts the table. Keeps the last KEEP ones.
+    def fold(self, shards: int = 0) -> Generation:
+        """Builds a generation of the table's latest version, if anything was written since the last one, that one
+        cannot be read, or has another number of shards (0: as it has); then compacts the table. Keeps the last KEEP.
 
         Raises UserError when another process folds or rolls back."""
         with Lease(self.uri, wait_s=WAIT_S):
             pointer = self.pointer()
             if not pointer.settled:
                 raise UserError(f"a rollback of {self.uri} was interrupted", "run it again: sidray rollback RUN")
-            known = self._partitions(pointer.current)
+            current = pointer.current
+            known = self._partitions(current)
             version = int(item_table.open_version(self.table).version)
-            if known is not None and self._rows(version) == self._rows(pointer.current.table_version):
-                return pointer.current
-            generation = self._build(version, known or [])
+            shards = shards or current.shards
+            written = self._rows(version) != self._rows(current.table_version)
+            if known is not None and not written and shards == current.shards:
+                return current
+            generation = self._build(version, known or [], shards)
             generations = (*pointer.generations, generation)
             self._point(Pointer(pointer.epoch, True, generations[-KEEP:]))
             item_table.compact(self.table, version)
@@ -120,29 +131,37 @@ class Collection:
     def check(self) -> None:
         """Raises UserError when the current index is missing, or of a format that this version does not read."""
         try:
-            index_module.read_manifest(self.index_folder(self.pointer().current))
+            self._read_partitions(self.pointer().current)
         except UserError as error:
             raise UserError(error.problem, "build it again: sidray reindex RUN") from error
 
     def _partitions(self, generation: Generation) -> list[str] | None:
         """Those that its index knows; None when it cannot be read and must be built again."""
         try:
-            return index_module.read_manifest(self.index_folder(generation)).partitions
+            return self._read_partitions(generation)
         except UserError:
             return None
+
+    def _read_partitions(self, generation: Generation) -> list[str]:
+        folders = [self.index_folder(generation, shard) for shard in range(generation.shards)]
+        return [name for folder in folders for name in index_module.read_manifest(folder).partitions]
 
     def _rows(self, version: int) -> int:
         """In the log: with every write there are more."""
         return int(item_table.open_version(self.table, version).count_rows())
 
-    def _build(self, version: int, partitions: list[str]) -> Generation:
+    def _build(self, version: int, partitions: list[str], shards: int) -> Generation:
         """A search in one of `partitions` whose items are all gone finds nothing, and is no mistake."""
         name = f"generation-{version}-{datetime.datetime.now(datetime.UTC):%Y%m%dT%H%M%S.%f}"
-        folder = storage.join(self.uri, "generations", name)
+        folder = storage.relative(storage.join(self.uri, "generations", name), self.root)
+        generation = Generation(name, folder, version, shards)
         item_table.tag(self.table, name, version)
-        rows = item_table.indexed(self.table, version)
-        index_module.build(rows, folder, version, self.model_key, partitions=partitions)
-        return Generation(name, storage.relative(folder, self.root), version)
+        for shard in all_shards(shards):  # one after the other: memory holds the rows of one
+            rows = item_table.indexed(self.table, version, shard)
+            known = [each for each in partitions if shard.has(each)]
+            folder = self.index_folder(generation, shard.number)
+            index_module.build(rows, folder, version, self.model_key, partitions=known)
+        return generation
 
     def rollback(self, name: str = "") -> Generation:
         """Table and index as they were at a generation ("": the one before the current); what was written since is

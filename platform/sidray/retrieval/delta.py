@@ -1,12 +1,13 @@
 """What was written since an index was built: the latest row of each item, searched exactly, in memory.
 
-    delta = Delta.empty(index)
+    delta = Delta.empty(index)      # of one shard of the table: Delta.empty(index, Shard(0, of=4))
     delta = delta.plus(rows)        # rows of the log; the old delta goes on serving whoever holds it
     delta.hidden                    # rows of the index that were replaced or deleted
     scores, rows = delta.search(vector, partitions);  delta.items[row]
 
 A row counts when its seq is above that of the item's row in the index and in the delta, so that rows may come twice and
-late. `plus` costs what it adds, and a copy of some small maps: vectors and items are shared with the delta before it.
+late. An item that moves to a partition of another shard is gone from this one. `plus` costs what it adds, and a copy of
+some small maps: vectors and items are shared with the delta before it.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import pyarrow as pa
 
 from sidray.retrieval.exact import Floats, Ints, unit
 from sidray.retrieval.index import PartitionedIndex
+from sidray.retrieval.shards import WHOLE, Shard
 
 _NOT_FIELDS = ("vector", "deleted", "model_key", "content_hash", "updated_at")
 Rows = npt.NDArray[np.int64]
@@ -43,13 +45,15 @@ class Delta:
     partitions: dict[str, Rows]  # the live rows of each partition that the delta has ever had
     hidden: Ints  # ascending rows of the index
     skipped: int  # rows of another model
+    shard: Shard
 
     @classmethod
-    def empty(cls, index: PartitionedIndex) -> Delta:
-        return cls(index, {}, [], np.zeros((0, index.manifest.dimension), np.float32), {}, np.zeros(0, np.int64), 0)
+    def empty(cls, index: PartitionedIndex, shard: Shard = WHOLE) -> Delta:
+        vectors, hidden = np.zeros((0, index.manifest.dimension), np.float32), np.zeros(0, np.int64)
+        return cls(index, {}, [], vectors, {}, hidden, 0, shard)
 
     def __len__(self) -> int:
-        """Items that were changed or deleted."""
+        """Items that were changed or deleted, in all shards."""
         return len(self.latest)
 
     def plus(self, rows: pa.Table) -> Delta:
@@ -62,7 +66,7 @@ class Delta:
         for item_id in fresh:
             if (old := latest.get(item_id)) and old.row >= 0:
                 gone.setdefault(self.items[old.row]["partition"], set()).add(old.row)
-        live = [number for number in fresh.values() if not rows["deleted"][number].as_py()]
+        live = [number for number in fresh.values() if self._is_live(rows, number)]
         added, vectors = self._append(rows.take(pa.array(live, pa.int64())))
         for item_id, number in fresh.items():
             latest[item_id] = _Latest(rows["seq"][number].as_py(), -1)
@@ -72,7 +76,7 @@ class Delta:
         _move(partitions, gone, [(self.items[row]["partition"], row) for row in added])
         own = self.index.rows_of(list(fresh))
         hidden = np.union1d(self.hidden, own[own >= 0])
-        return Delta(self.index, latest, self.items, vectors, partitions, hidden, self.skipped + skipped)
+        return Delta(self.index, latest, self.items, vectors, partitions, hidden, self.skipped + skipped, self.shard)
 
     def search(self, vector: Floats, partitions: Sequence[str] | None) -> tuple[Floats, Ints]:
         """Cosines and rows of all live items in these partitions (None: everywhere), in no order."""
@@ -108,6 +112,9 @@ class Delta:
             self.latest[item_id].seq if item_id in self.latest else int(seq) if row >= 0 else -1
             for item_id, row, seq in pairs
         ]
+
+    def _is_live(self, rows: pa.Table, number: int) -> bool:
+        return not rows["deleted"][number].as_py() and self.shard.has(rows["partition"][number].as_py())
 
     def _append(self, rows: pa.Table) -> tuple[range, Floats]:
         """Their numbers in the delta, and the vectors of all rows."""

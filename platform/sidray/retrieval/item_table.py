@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 
 from sidray import storage
 from sidray.errors import UserError, nearest
+from sidray.retrieval.shards import WHOLE, Shard
 
 Ints = npt.NDArray[np.int64]
 
@@ -137,23 +138,28 @@ def latest(uri: str, version: int, columns: Sequence[str]) -> pa.Table:
     return _latest(uri, version, columns, with_deleted=True)
 
 
-def _latest(uri: str, version: int | None, columns: Sequence[str] | None, with_deleted: bool) -> pa.Table:
+def _latest(
+    uri: str, version: int | None, columns: Sequence[str] | None, with_deleted: bool, shard: Shard = WHOLE
+) -> pa.Table:
     dataset = open_version(uri, version)
     fragments = dataset.get_fragments()
-    winners = _winners(_keys(dataset, fragments), with_deleted)
+    keys = _keys(dataset, fragments)
+    winners = _winners(keys, with_deleted)
+    if shard != WHOLE:
+        winners = winners[_inside(keys["partition"], shard)[winners]]
     wanted = [name for name in columns if name != POSITION] if columns is not None else None
     table = _fetch(dataset, fragments, winners, _columns(dataset, wanted))
     return table.append_column(POSITION, pa.array(winners)) if columns is not None and POSITION in columns else table
 
 
-def indexed(uri: str, version: int | None = None) -> pa.Table:
-    """`current` with what an index keeps: identity, place, SIDs, vector, the catalogue's own text columns, `seq`, and
-    `position`: the row's number in the table at this version, by which its picture is fetched."""
+def indexed(uri: str, version: int | None = None, shard: Shard = WHOLE) -> pa.Table:
+    """`current` in the partitions of a shard, with what an index keeps: identity, place, SIDs, vector, the catalogue's
+    own text columns, `seq`, and `position`: the row's number in the table at this version, by which its picture is
+    fetched."""
     names = open_version(uri, version).schema.names
     own = [name for name in names if name not in schema(1).names]
-    return current(
-        uri, version, ["item_id", "title", "partition", "sids", *own, "seq", POSITION, "vector", "model_key"]
-    )
+    columns = ["item_id", "title", "partition", "sids", *own, "seq", POSITION, "vector", "model_key"]
+    return _latest(uri, version, columns, with_deleted=False, shard=shard)
 
 
 def tag(uri: str, name: str, version: int) -> None:
@@ -191,7 +197,7 @@ def clean(uri: str, older_than: datetime.timedelta) -> None:
     open_version(uri).cleanup_old_versions(older_than=older_than, error_if_tagged_old_versions=False)
 
 
-_KEY = ("item_id", "seq", "deleted")
+_KEY = ("item_id", "seq", "deleted", "partition")
 
 
 def _open(uri: str) -> lance.LanceDataset | None:
@@ -237,6 +243,13 @@ def _fetch(dataset: lance.LanceDataset, fragments: list[Any], positions: Ints, c
                 kept.append(batch.take(pa.array(positions[low:high] - start)))
             start += batch.num_rows
     return pa.Table.from_batches(kept, schema=pa.schema([dataset.schema.field(name) for name in columns]))
+
+
+def _inside(partitions: pa.ChunkedArray, shard: Shard) -> npt.NDArray[np.bool_]:
+    """Which rows are in the shard: [rows]."""
+    codes = partitions.combine_chunks().fill_null("").dictionary_encode()
+    own = np.array([shard.has(name) for name in codes.dictionary.to_pylist()], bool)
+    return np.asarray(own[codes.indices.to_numpy()])
 
 
 def _winners(keys: pa.Table, with_deleted: bool) -> Ints:

@@ -14,9 +14,11 @@ from ray.serve import Application
 from sidray.config import Values, build
 from sidray.finished import RunFolder
 from sidray.retrieval.collection import Collection
+from sidray.retrieval.shards import all_shards
 from sidray.serving.auth import Keys
 from sidray.serving.embedder import Embedder
 from sidray.serving.gateway import Gateway
+from sidray.serving.handles import recall_names
 from sidray.serving.messages import RunInfo
 from sidray.serving.recall import Recall
 from sidray.serving.run_ingress import RunIngress
@@ -39,19 +41,25 @@ def build_run(args: Values) -> Application:
     run = RunFolder.open(settings.run, settings.variant)
     for role in _NEEDED:
         run.manifest(role)
-    Collection.of(run).check()
+    collection = Collection.of(run)
+    collection.check()
     queue, gpus = settings.embedder.max_queued, settings.embedder.gpus
     embedder = _deployment(Embedder, settings.embedder, max_queued_requests=queue, gpus=gpus)
     queue, gpus = settings.recall.max_queued, settings.recall.gpus
+    shards = all_shards(collection.pointer().current.shards)
     recall = _deployment(Recall, settings.recall, max_queued_requests=queue, gpus=gpus)
+    recalls = [
+        recall.options(name=name).bind(run, settings.recall, shard)
+        for name, shard in zip(recall_names(len(shards)), shards, strict=True)
+    ]
     writer = _deployment(WriterReplica, settings.writer, max_queued_requests=settings.writer.max_queued)
     model = embedder.bind(run, settings.embedder)
     data = run.recipe.data
     return _deployment(RunIngress, ReplicaSettings(cpus=0)).bind(
-        RunInfo(run.name, data.max_image_pixels, tuple(data.text_fields)),
+        RunInfo(run.name, len(shards), data.max_image_pixels, tuple(data.text_fields)),
         model,
-        recall.bind(run, settings.recall),
         writer.bind(run, settings.writer, model),
+        *recalls,
     )
 
 

@@ -18,6 +18,7 @@ from sidray.retrieval.delta import Delta
 from sidray.retrieval.index import PartitionedIndex
 from sidray.retrieval.item_table import open_version
 from sidray.retrieval.log_reader import LogReader
+from sidray.retrieval.shards import WHOLE, Shard
 from sidray.serving.view import View
 
 _LOGGER = logging.getLogger("ray.serve")
@@ -25,16 +26,18 @@ _LOGGER = logging.getLogger("ray.serve")
 
 class Follower:
     """`view` is the latest View. `poll_s` between two looks at the table; `poke` asks for one at once; `on_gpu`: the
-    vectors lie on this process's GPU."""
+    vectors lie on this process's GPU. Of a sharded collection it follows one shard, and passes over generations of
+    another number of shards."""
 
-    def __init__(self, collection: Collection, poll_s: float, on_gpu: bool = False) -> None:
+    def __init__(self, collection: Collection, poll_s: float, shard: Shard = WHOLE, on_gpu: bool = False) -> None:
         self._collection = collection
+        self._shard = shard
         self._load_index = _gpu_loader() if on_gpu else PartitionedIndex.load
         self._poll_s = poll_s
         self._refused: Generation | None = None
         self._poke = threading.Event()
         pointer = collection.pointer()
-        self._reader, self.view = self._load(pointer, pointer.current)
+        self._reader, self.view = self._load(pointer, self._newest(pointer))
         self._seen = time.time()
         threading.Thread(target=self._follow, name="follower", daemon=True).start()
 
@@ -49,25 +52,33 @@ class Follower:
     def refresh(self) -> None:
         """One look. Raises OSError or UserError when the storage does not answer."""
         pointer = self._collection.pointer()
-        view = self.view
-        if (pointer.epoch, pointer.current.name) != (view.epoch, view.generation) and pointer.current != self._refused:
-            self._switch(pointer)
+        view, newest = self.view, self._newest(pointer)
+        if (pointer.epoch, newest.name) != (view.epoch, view.generation) and newest != self._refused:
+            self._switch(pointer, newest)
         news = self._reader.read()
         delta = self.view.delta if news is None else self.view.delta.plus(news)
         if self._reader.version != self.view.table_version:
             self.view = replace(self.view, delta=delta, table_version=self._reader.version)
         self._seen = time.time()
 
-    def _switch(self, pointer: Pointer) -> None:
+    def _newest(self, pointer: Pointer) -> Generation:
+        """Raises UserError when none has this number of shards."""
+        generation = pointer.newest(self._shard.of)
+        if generation is None:
+            problem = f"no generation of {self._collection.uri} has {self._shard.of} shards"
+            raise UserError(problem, f"sidray reindex RUN --shards {self._shard.of}, or deploy the run again")
+        return generation
+
+    def _switch(self, pointer: Pointer, newest: Generation) -> None:
         try:
-            self._reader, self.view = self._load(pointer, pointer.current)
-            _LOGGER.info("serving generation %s", pointer.current.name)
+            self._reader, self.view = self._load(pointer, newest)
+            _LOGGER.info("serving generation %s", newest.name)
         except (UserError, OSError, ValueError) as error:
-            self._refused = pointer.current
-            _LOGGER.error("generation %s is refused, %s stays: %s", pointer.current.name, self.view.generation, error)
+            self._refused = newest
+            _LOGGER.error("generation %s is refused, %s stays: %s", newest.name, self.view.generation, error)
 
     def _load(self, pointer: Pointer, generation: Generation) -> tuple[LogReader, View]:
-        index = self._load_index(self._collection.index_folder(generation), threads=1)
+        index = self._load_index(self._collection.index_folder(generation, self._shard.number), threads=1)
         if index.manifest.model_key != self._collection.model_key:
             problem = f"the index is of model {index.manifest.model_key}, the run of {self._collection.model_key}"
             raise UserError(problem, "build the index from the run's own table")
@@ -75,7 +86,8 @@ class Follower:
         names = [name for name in table.schema.names if name not in ("content_hash", "updated_at")]
         reader = LogReader(self._collection.table, generation.table_version, names)
         news = reader.read()
-        delta = Delta.empty(index) if news is None else Delta.empty(index).plus(news)
+        empty = Delta.empty(index, self._shard)
+        delta = empty if news is None else empty.plus(news)
         view = View(self._collection.name, generation.name, pointer.epoch, table, reader.version, delta)
         return reader, view
 

@@ -22,39 +22,74 @@ from sidray.serving.messages import (
     RunInfo,
     SimilarFound,
     SimilarQuery,
+    Vector,
 )
 from sidray.serving.problems import ApiError, overloaded
 from sidray.serving.schemas import Index, Model
+from sidray.serving.shards import Shards
 
 ATTEMPTS = 2  # every call may run twice: reads change nothing, a repeated write writes the same
 INPUTS_PER_CALL = 32  # of a list: its parts share out over the replicas, and none holds one up for long
 T = TypeVar("T")
 
 
+def recall_names(shards: int) -> list[str]:
+    """Of the deployments that hold the shards of a run's table."""
+    return ["Recall"] if shards == 1 else [f"Recall-{number}" for number in range(shards)]
+
+
+class RecallHandle:
+    """Recall (recall.py) through a handle."""
+
+    def __init__(self, handle: DeploymentHandle[Any]) -> None:
+        self._handle = handle
+
+    async def search(self, query: RecallQuery) -> Found | Refusal:
+        answer: Found | Refusal = await call(self._handle.search, query)
+        return answer
+
+    async def similar(self, query: SimilarQuery) -> SimilarFound | Refusal:
+        answer: SimilarFound | Refusal = await call(self._handle.similar, query)
+        return answer
+
+    async def vectors(self, item_ids: list[str], min_table_version: int) -> dict[str, Vector] | Refusal:
+        answer: dict[str, Vector] | Refusal = await call(self._handle.vectors, item_ids, min_table_version)
+        return answer
+
+    async def item(self, item_id: str) -> tuple[dict[str, Any], int] | Refusal:
+        answer: tuple[dict[str, Any], int] | Refusal = await call(self._handle.item, item_id)
+        return answer
+
+    async def thumbnail(self, item_id: str) -> bytes | Refusal:
+        answer: bytes | Refusal = await call(self._handle.thumbnail, item_id)
+        return answer
+
+    async def describe(self) -> Index:
+        answer: Index = await call(self._handle.describe)
+        return answer
+
+
 class HandleBackend:
     """ApiError 503 when a deployment's queue is full, or it is not there."""
 
     def __init__(
-        self,
-        run: DeploymentHandle[Any],
-        embedder: DeploymentHandle[Any],
-        recall: DeploymentHandle[Any],
-        writer: DeploymentHandle[Any],
+        self, info: RunInfo, embedder: DeploymentHandle[Any], recall: Shards, writer: DeploymentHandle[Any]
     ) -> None:
-        self._run = run
+        self.info = info
+        self.recall = recall
         self._embedder = embedder
-        self._recall = recall
         self._writer = writer
 
     @classmethod
-    def of(cls, application: str) -> HandleBackend:
+    async def of(cls, application: str) -> HandleBackend:
         """The deployments of a run's application, as app.py names them."""
-        names = ("Run", "Embedder", "Recall", "Writer")
-        return cls(*(serve.get_deployment_handle(name, application) for name in names))
 
-    async def info(self) -> RunInfo:
-        answer: RunInfo = await call(self._run.info)
-        return answer
+        def handle(name: str) -> DeploymentHandle[Any]:
+            return serve.get_deployment_handle(name, application)
+
+        info: RunInfo = await call(handle("Run").info)
+        recall = Shards([RecallHandle(handle(name)) for name in recall_names(info.shards)])
+        return cls(info, handle("Embedder"), recall, handle("Writer"))
 
     async def embed(self, query: str, image: bytes | None) -> Embedded | Refusal:
         answer: Embedded | Refusal = await call(self._embedder.embed, query, image)
@@ -63,22 +98,6 @@ class HandleBackend:
     async def embed_all(self, inputs: list[tuple[str, bytes | None]]) -> list[Embedded | Refusal]:
         parts = await asyncio.gather(*(call(self._embedder.embed_all, part) for part in _parts(inputs)))
         return [answer for part in parts for answer in part]
-
-    async def recall(self, query: RecallQuery) -> Found | Refusal:
-        answer: Found | Refusal = await call(self._recall.search, query)
-        return answer
-
-    async def similar(self, query: SimilarQuery) -> SimilarFound | Refusal:
-        answer: SimilarFound | Refusal = await call(self._recall.similar, query)
-        return answer
-
-    async def item(self, item_id: str) -> tuple[dict[str, Any], int] | Refusal:
-        answer: tuple[dict[str, Any], int] | Refusal = await call(self._recall.item, item_id)
-        return answer
-
-    async def thumbnail(self, item_id: str) -> bytes | Refusal:
-        answer: bytes | Refusal = await call(self._recall.thumbnail, item_id)
-        return answer
 
     async def put(self, items: list[NewItem]) -> int | Refusal:
         answer: int | Refusal = await call(self._writer.put, items)
@@ -94,10 +113,6 @@ class HandleBackend:
 
     async def model(self) -> Model:
         answer: Model = await call(self._embedder.describe)
-        return answer
-
-    async def index(self) -> Index:
-        answer: Index = await call(self._recall.describe)
         return answer
 
 

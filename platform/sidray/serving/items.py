@@ -27,7 +27,8 @@ async def put_items(service: Service, request: ItemsRequest) -> ItemsResponse:
         checked = await asyncio.gather(*(_checked(service, item) for item in request.items))
         good = [item for item in checked if isinstance(item, NewItem)]
         rejected = [item for item in checked if isinstance(item, Rejected)]
-        version = accepted(await service.backend.put(good)) if good else (await service.backend.index()).table_version
+        backend = service.backend
+        version = accepted(await backend.put(good)) if good else (await backend.recall.describe()).table_version
         return ItemsResponse(accepted=len(good), rejected=rejected, table_version=version)
 
 
@@ -43,13 +44,13 @@ async def delete_item(services: Sequence[Service], item_id: str) -> Deleted:
 
 async def stored_item(service: Service, item_id: str) -> StoredItem:
     async with deadline(service.limits.timeout_s):
-        item, version = accepted(await service.backend.item(item_id))
+        item, version = accepted(await service.backend.recall.item(item_id))
         return StoredItem(**item, table_version=version)
 
 
 async def thumbnail(service: Service, item_id: str) -> bytes:
     async with deadline(service.limits.timeout_s):
-        return accepted(await service.backend.thumbnail(item_id))
+        return accepted(await service.backend.recall.thumbnail(item_id))
 
 
 async def append_events(service: Service, request: EventsRequest) -> EventsResponse:

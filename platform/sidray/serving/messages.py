@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -25,9 +25,10 @@ class Refusal:
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What a gateway must know of a run to check requests."""
+    """What a gateway must know of a run to check requests and to reach its recall (`shards`)."""
 
     name: str
+    shards: int
     max_pixels: int
     text_fields: tuple[str, ...]
 
@@ -65,7 +66,7 @@ class RecallQuery:
 
 @dataclass(frozen=True)
 class SimilarQuery:
-    """`partitions` None: everywhere."""
+    """`partitions` None: everywhere; `vectors`: of items that the shard which is asked may not have."""
 
     item_ids: list[str]
     k: int
@@ -73,6 +74,7 @@ class SimilarQuery:
     exclude_seen: bool
     fields: list[str]
     min_table_version: int = 0
+    vectors: dict[str, Vector] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

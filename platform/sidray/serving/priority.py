@@ -1,6 +1,6 @@
 """Work that can wait gives way to searches on the same machine. Light: no Ray.
 
-    give_way()   # this process, with the threads that it has and those that they start
+give_way()   # this process, with the threads that it has and those that they start
 """
 
 from __future__ import annotations

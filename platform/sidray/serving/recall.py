@@ -14,8 +14,9 @@ from typing import Any, TypeVar
 from sidray.errors import nearest
 from sidray.finished import RunFolder
 from sidray.retrieval.collection import Collection
+from sidray.retrieval.shards import WHOLE, Shard
 from sidray.serving.follower import Follower
-from sidray.serving.messages import Found, RecallQuery, Refusal, SimilarFound, SimilarQuery
+from sidray.serving.messages import Found, RecallQuery, Refusal, SimilarFound, SimilarQuery, Vector
 from sidray.serving.metrics import RecallMonitor
 from sidray.serving.schemas import Index
 from sidray.serving.settings import RecallSettings
@@ -30,8 +31,8 @@ _LOOK_S = 0.01
 class Recall:
     """Serves the newest state that it knows of; each answer comes from one state and names it."""
 
-    def __init__(self, run: RunFolder, settings: RecallSettings) -> None:
-        self._follower = Follower(Collection.of(run), settings.poll_ms / 1000, settings.gpus > 0)
+    def __init__(self, run: RunFolder, settings: RecallSettings, shard: Shard = WHOLE) -> None:
+        self._follower = Follower(Collection.of(run), settings.poll_ms / 1000, shard, settings.gpus > 0)
         self._fields = [*run.recipe.data.text_fields, "sids"]
         self._searchers = ThreadPoolExecutor(settings.threads, "search")
         self._checks = ThreadPoolExecutor(1, "check")
@@ -61,6 +62,14 @@ class Recall:
         if refusal := _misnamed(view, query, self._fields):
             return refusal
         return await self._run(_similar, view, query)
+
+    async def vectors(self, item_ids: list[str], min_table_version: int) -> dict[str, Vector] | Refusal:
+        """Of those items that are here: [d] of unit length."""
+        view = await self._view(min_table_version)
+        if isinstance(view, Refusal):
+            return view
+        found = await self._run(lambda: {item_id: view.vector_of(item_id) for item_id in item_ids})
+        return {item_id: vector for item_id, vector in found.items() if vector is not None}
 
     async def item(self, item_id: str) -> tuple[dict[str, Any], int] | Refusal:
         """Its metadata and the table version that they are of."""
@@ -131,7 +140,8 @@ def _search(view: View, query: RecallQuery) -> Found:
 
 def _similar(view: View, query: SimilarQuery) -> SimilarFound | Refusal:
     """Of an item that several searches find, the best score counts; the scores are cosines all alike."""
-    vectors = {item_id: view.vector_of(item_id) for item_id in query.item_ids}
+    known = query.vectors
+    vectors = {each: view.vector_of(each) if each not in known else known[each] for each in query.item_ids}
     unknown = [item_id for item_id, vector in vectors.items() if vector is None]
     if len(unknown) == len(vectors):
         return (
@@ -143,8 +153,8 @@ def _similar(view: View, query: SimilarQuery) -> SimilarFound | Refusal:
     best: dict[str, dict[str, Any]] = {}
     for vector in vectors.values():
         for item in view.search(vector, query.k, query.partitions, seen) if vector is not None else []:
-            known = best.get(item["item_id"])
-            if known is None or item["score"] > known["score"]:
+            found = best.get(item["item_id"])
+            if found is None or item["score"] > found["score"]:
                 best[item["item_id"]] = item
     ranked = sorted(best.values(), key=lambda item: -item["score"])[: query.k]
     return SimilarFound([_hit(item, query.fields) for item in ranked], view.key, unknown)

@@ -46,21 +46,30 @@ READY_S = 2.0
 T = TypeVar("T")
 
 
-class Backend(Protocol):
-    """The deployments behind the gateway."""
+class Recalling(Protocol):
+    """What the gateway asks of a run's recall."""
 
-    async def embed(self, query: str, image: bytes | None) -> Embedded | Refusal: ...
-    async def embed_all(self, inputs: list[tuple[str, bytes | None]]) -> list[Embedded | Refusal]: ...
-    async def recall(self, query: RecallQuery) -> Found | Refusal: ...
+    async def search(self, query: RecallQuery) -> Found | Refusal: ...
     async def similar(self, query: SimilarQuery) -> SimilarFound | Refusal: ...
     async def item(self, item_id: str) -> tuple[dict[str, Any], int] | Refusal: ...
     async def thumbnail(self, item_id: str) -> bytes | Refusal: ...
+    async def describe(self) -> Index: ...
+
+
+class Backend(Protocol):
+    """The deployments behind the gateway."""
+
+    @property
+    def info(self) -> RunInfo: ...
+    @property
+    def recall(self) -> Recalling: ...
+
+    async def embed(self, query: str, image: bytes | None) -> Embedded | Refusal: ...
+    async def embed_all(self, inputs: list[tuple[str, bytes | None]]) -> list[Embedded | Refusal]: ...
     async def put(self, items: list[NewItem]) -> int | Refusal: ...
     async def delete(self, item_id: str) -> int | Refusal: ...
     async def append_events(self, rows: list[dict[str, Any]]) -> int | Refusal: ...
-    async def info(self) -> RunInfo: ...
     async def model(self) -> Model: ...
-    async def index(self) -> Index: ...
 
 
 @dataclass(frozen=True)
@@ -96,7 +105,7 @@ class Service:
                 list(request.with_fields),
                 request.min_table_version,
             )
-            found = accepted(await self.backend.recall(query))
+            found = accepted(await self.backend.recall.search(query))
             took = _took(started, started if request.vector is not None else embedded, embedded)
             return SearchResponse(hits=_hits(found), index=found.index, took_ms=took), times
 
@@ -112,7 +121,7 @@ class Service:
                 list(request.with_fields),
                 request.min_table_version,
             )
-            found = accepted(await self.backend.similar(query))
+            found = accepted(await self.backend.recall.similar(query))
             took = _took(started, started, started)
             return SimilarResponse(hits=_hits(found), index=found.index, took_ms=took, unknown=found.unknown)
 
@@ -120,7 +129,7 @@ class Service:
         """What is served. ApiError 503 while the model or the index is not there, or they belong to two models."""
         try:
             async with asyncio.timeout(READY_S):
-                model, index = await asyncio.gather(self.backend.model(), self.backend.index())
+                model, index = await asyncio.gather(self.backend.model(), self.backend.recall.describe())
         except TimeoutError as error:
             raise ApiError(overloaded("the model or the index is not loaded yet")) from error
         if model.id != index.model_key:

@@ -49,7 +49,7 @@ class Shares:
 class Traffic:
     """`connect` gives the backend of an application, which may not be up yet."""
 
-    def __init__(self, connect: Callable[[str], Backend], settings: GatewaySettings, shares: Shares) -> None:
+    def __init__(self, connect: Callable[[str], Awaitable[Backend]], settings: GatewaySettings, shares: Shares) -> None:
         self._connect = connect
         self._settings = settings
         self._services: dict[str, Service] = {}
@@ -103,13 +103,12 @@ class Traffic:
 
     async def _of(self, name: str) -> Service:
         if name not in self._services:
-            backend = self._connect(name)
             try:
                 async with asyncio.timeout(READY_S):
-                    info = await backend.info()
+                    backend = await self._connect(name)
             except TimeoutError as error:
                 raise ApiError(overloaded(f"run {name} is not up yet")) from error
-            self._services[name] = Service(backend, self._limits(info))
+            self._services[name] = Service(backend, self._limits(backend.info))
         return self._services[name]
 
     def _limits(self, info: RunInfo) -> Limits:
