@@ -15,7 +15,6 @@ that is truncated or altered is refused when it is loaded.
 from __future__ import annotations
 
 import bisect
-import hashlib
 import os
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -34,6 +33,7 @@ from sidray import storage
 from sidray.errors import UserError, nearest
 from sidray.retrieval.coarse import KS, Lists, cut, search_range
 from sidray.retrieval.exact import Floats, Ints, unit
+from sidray.retrieval.staging import sha256, stage
 
 FORMAT = 3
 IVF_ABOVE = 20_000  # items: a scan of so many 128-d vectors takes about 0.3 ms
@@ -125,10 +125,10 @@ class PartitionedIndex:
 
         An index on another filesystem is copied below `staging` first, once for all processes of a machine. Raises
         UserError when a file is missing, truncated or altered."""
-        local = _stage(folder, Path(staging or tempfile.gettempdir()) / "sidray-index")
+        local = stage(folder, _FILES, _MANIFEST, Path(staging or tempfile.gettempdir()) / "sidray-index")
         manifest = read_manifest(str(local))
         for name, expected in manifest.sha256.items():
-            if not (local / name).is_file() or _sha256(local / name) != expected:
+            if not (local / name).is_file() or sha256(local / name) != expected:
                 raise UserError(f"index file {local / name} is missing, truncated or altered", _REBUILD)
         with pa.memory_map(str(local / _ITEMS)) as source:
             items = pa.ipc.open_file(source).read_all()
@@ -273,7 +273,7 @@ def _write(
         partitions=partitions,
         offsets=offsets,
         probes=probes,
-        sha256={name: _sha256(folder / name) for name in _FILES},
+        sha256={name: sha256(folder / name) for name in _FILES},
     )
     (folder / _MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n")
     return manifest
@@ -365,32 +365,3 @@ def _read_lists(folder: Path, manifest: Manifest) -> dict[Span, Lists]:
         first, last = np.searchsorted(starts, ranges[name])
         lists[ranges[name]] = Lists(np.append(starts[first:last], ranges[name][1]), centroids[first:last], probes)
     return lists
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _stage(folder: str, staging: Path) -> Path:
-    """The local folder of an index. A remote one is copied under the hash of its manifest and appears there at once
-    or not at all, so that processes which load it together do not see half of it."""
-    if storage.is_local(folder):
-        return Path(storage.absolute(folder))
-    manifest = storage.join(folder, _MANIFEST)
-    if not storage.exists(manifest):
-        raise UserError(f"there is no index in {folder}: {_MANIFEST} is missing", "build it with the index step")
-    final = staging / hashlib.sha256(storage.read_bytes(manifest)).hexdigest()[:32]
-    if not final.is_dir():
-        staging.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=staging) as scratch:
-            whole = Path(scratch) / "whole"
-            whole.mkdir()
-            for name in (*_FILES, _MANIFEST):
-                storage.local_copy(storage.join(folder, name), whole)
-            try:
-                os.replace(whole, final)
-            except OSError:
-                if not final.is_dir():  # unless another process was first
-                    raise
-    return final
