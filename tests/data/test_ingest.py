@@ -238,20 +238,6 @@ def test_given_pair_splits_stay(tmp_path: Path) -> None:
     assert catalogue.pairs("valid").num_rows == 1
 
 
-def test_events_become_pairs_where_none_are_given(tmp_path: Path) -> None:
-    def event(user: str, item: int, action: str, day: int) -> dict[str, Any]:
-        return {"user_id": user, "item_id": f"i{item}", "action": action, "ts": datetime.datetime(2024, 1, day)}
-
-    events = [event("u", 1, "click", 2), event("u", 2, "conversion", 1), event("u", 3, "exposure", 1)]
-    events += [event("v", 2, "click", 1), event("v", 1, "click", 1), event("w", 4, "click", 1)]
-    given = settings(tmp_path).model_copy(update={"events": write(events, tmp_path / "events.parquet")})
-    catalogue, summary = run(given, tmp_path)
-    assert summary["events"] == 6
-    assert catalogue.events()["item_row"].to_pylist() == [1, 2, 3, 2, 1, 4]
-    found = [(pair["item_row"], pair["related_row"], pair["score"]) for pair in catalogue.pairs().to_pylist()]
-    assert found == [(1, 2, 2.0), (2, 1, 2.0)]
-
-
 def test_a_limit_keeps_the_first_items_and_what_refers_to_them(tmp_path: Path) -> None:
     catalogue, summary = run(settings(tmp_path, limit=6), tmp_path)
     assert catalogue.items(None, ["item_id"])["item_id"].to_pylist() == [f"i{n}" for n in range(6)]

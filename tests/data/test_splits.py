@@ -49,7 +49,7 @@ def test_pairs_across_splits_are_mixed() -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 14)), max_size=60))
-def test_co_occurrence_equals_a_count_by_hand(events: list[tuple[int, int]]) -> None:
+def test_items_bought_together_equal_a_count_by_hand(events: list[tuple[int, int]]) -> None:
     baskets: dict[int, set[int]] = {}
     for user, item in events:
         baskets.setdefault(user, set()).add(item)
@@ -59,11 +59,11 @@ def test_co_occurrence_equals_a_count_by_hand(events: list[tuple[int, int]]) -> 
         own = sorted((-count, other) for (left, other), count in together.items() if left == item)
         wanted += [(item, other, -count) for count, other in own[: related.MAX_RELATED]]
     columns = np.array(events, dtype=np.int64).reshape(-1, 2).T
-    found = related.co_occurrence(columns[0], columns[1], n_items=15)
+    found = related.bought_together(columns[0], columns[1], n_items=15)
     assert list(zip(*(column.tolist() for column in found), strict=True)) == wanted
 
 
 def test_only_a_user_s_latest_items_count() -> None:
     many = related.MAX_ITEMS_PER_USER + 5
-    item, _, _ = related.co_occurrence(np.zeros(many, np.int64), np.arange(many), n_items=many)
+    item, _, _ = related.bought_together(np.zeros(many, np.int64), np.arange(many), n_items=many)
     assert set(item.tolist()) == set(range(5, many))

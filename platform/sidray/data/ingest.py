@@ -20,7 +20,7 @@ from sidray.data.sources import tables_of
 from sidray.data.tables import open_table
 from sidray.errors import UserError
 
-VERSION = 1  # of the catalogue's layout and rules: part of the key of the step
+VERSION = 2  # of the catalogue's layout and rules: part of the key of the step
 
 
 def ingest(settings: DataSettings, output: str, require_clicks: bool = True) -> dict[str, Any]:

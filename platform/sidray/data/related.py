@@ -1,6 +1,6 @@
-"""Related items from behaviour: two items that one user clicked or bought, counted (the co-occurrence of NoteLLM-2).
+"""Items that were bought together, counted over baskets: small logs, in memory. cooccurrence.py takes any log.
 
-item, related, count = co_occurrence(users, items, n_items=14_811)
+item, related, count = bought_together(baskets, items, n_items=14_811)
 """
 
 from __future__ import annotations
@@ -10,13 +10,12 @@ import numpy.typing as npt
 from scipy.sparse import csr_matrix
 
 Ints = npt.NDArray[np.int64]
-ACTIONS = ("click", "conversion")  # those that relate items; exposures do not
 MAX_ITEMS_PER_USER = 200  # a user's latest; crawlers would otherwise make the count quadratic
 MAX_RELATED = 10  # of one item: the most frequent
 _CHUNK = 4096  # items whose counts are in memory at once
 
 
-def co_occurrence(users: Ints, items: Ints, n_items: int) -> tuple[Ints, Ints, Ints]:
+def bought_together(users: Ints, items: Ints, n_items: int) -> tuple[Ints, Ints, Ints]:
     """For each item its MAX_RELATED most frequent companions: (item, related, count), sorted by item, then count.
 
     users, items: one entry for each event in order of time, int64 [events]. count is the number of users who have both;

@@ -4,6 +4,7 @@
     summary = writer.write({"clicks": open_table(uri, "clicks")})
 
 These rows are small: clicks and pairs pass through the driver's memory as Arrow (about 100 bytes each), events stream.
+Pairs that are made from events are made by Ray Data (cooccurrence.py).
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sidray import storage
-from sidray.data import related, splits
+from sidray.data import splits
 from sidray.data.contract import Reasons, blank, conform, source_names
+from sidray.data.cooccurrence import co_occurrence
 from sidray.data.items import ItemIndex
 from sidray.data.quarantine import Quarantine
 from sidray.data.settings import SPLITS, DataSettings
@@ -155,16 +157,12 @@ class RelationWriter:
         return int(lance.dataset(self._uri("events")).count_rows())
 
     def _derived_pairs(self) -> pa.Table:
-        """Pairs by co-occurrence within a user's clicks and conversions; score is the number of such users."""
-        wanted = f"action IN {related.ACTIONS}"
-        events = lance.dataset(self._uri("events")).to_table(columns=["user_id", "item_row", "ts"], filter=wanted)
-        events = events.sort_by("ts")
-        user = events["user_id"].combine_chunks().dictionary_encode().indices.to_numpy().astype(np.int64)
-        item, other, count = related.co_occurrence(user, events["item_row"].to_numpy(), len(self.index.row_of))
+        """Pairs by co-occurrence, and its scores."""
+        pairs = co_occurrence(self._uri("events"), self.settings.cooccurrence)
+        item, other = (pairs[name].to_numpy() for name in ("item_row", "related_row"))
         split = splits.names(splits.of_pairs(self._item_split[item], self._item_split[other]))
-        return pa.table(
-            {"item_row": item, "related_row": other, "split": split, "score": pa.array(count, pa.float32())}
-        )
+        score = pairs["score"].cast(pa.float32())
+        return pa.table({"item_row": item, "related_row": other, "split": split, "score": score})
 
     def _good(self, table: TableFiles, rules: Rules) -> Iterator[pa.Table]:
         """The table's good rows block by block, after an empty one; the others go to the quarantine."""

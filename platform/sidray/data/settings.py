@@ -22,6 +22,25 @@ CONTRACT = {  # the columns of each table that have a meaning; those of items th
 RESERVED = (*CONTRACT["items"], "image_id", "")
 
 
+class CooccurrenceSettings(Settings):
+    """How events relate items (cooccurrence.py, NoteLLM-2 section 2.3): which actions are a view and which a click, the
+    bounds outside of which a score is an outlier, and how many companions an item keeps."""
+
+    view_actions: tuple[str, ...] = ("exposure", "click", "conversion")
+    click_actions: tuple[str, ...] = ("click", "conversion")
+    low: float = Field(0.01, ge=0)
+    up: float = Field(30.0, gt=0)
+    top: int = Field(3, ge=1)
+
+    @model_validator(mode="after")
+    def _possible(self) -> CooccurrenceSettings:
+        if not self.view_actions or not self.click_actions:
+            raise ValueError("view_actions and click_actions need an action each")
+        if self.low > self.up:
+            raise ValueError(f"low={self.low:g} is more than up={self.up:g}")
+        return self
+
+
 class DataSettings(Settings):
     """What a user brings (contract tables) and the rules for reading it."""
 
@@ -30,6 +49,7 @@ class DataSettings(Settings):
     clicks: str = ""
     pairs: str = ""
     events: str = ""
+    cooccurrence: CooccurrenceSettings = CooccurrenceSettings()  # makes the pairs where events are given and no pairs
     folder: str = ""  # source hm: the Kaggle folder, or a prepared one with items/, clicks.parquet, ...
     text_fields: list[str] = Field([])  # further text columns of the items that are kept, in the order of the prompt
     columns: dict[str, str] = Field({})  # contract column -> the user's name for it

@@ -181,7 +181,7 @@ def _baskets(user: pa.Array, stamp: pa.Array, uri: str) -> Keys:
 def _pairs(articles: pa.Table, baskets: Keys, bought: Ints, settings: DataSettings) -> pa.Table:
     """Articles bought together, the most frequent ones of each; split by product_code on a hash of their own."""
     basket = np.unique(baskets, return_inverse=True)[1].astype(np.int64)
-    item, other, count = related.co_occurrence(basket, bought, articles.num_rows)
+    item, other, count = related.bought_together(basket, bought, articles.num_rows)
     codes = _split_codes(articles, settings, "pairs:")
     ids = articles["item_id"]
     return pa.table(
