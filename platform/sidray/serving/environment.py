@@ -20,9 +20,10 @@ SERVE_ENVIRONMENT = {
 
 
 def serve_environment() -> None:
-    """For a cluster that this process starts: HAProxy's files and ports are its own, so that two services on one
-    machine do not meet."""
-    folder = tempfile.mkdtemp(prefix="sidray-haproxy-")
+    """For a cluster that this process starts: HAProxy's files and ports are its own, and so is the port of Serve's
+    proxy behind it, which is asked while there is no gateway: two services on one machine do not meet."""
+    # Not in TMPDIR: a socket's path has at most 97 characters, and Ray adds the 56 of the node's id.
+    folder = tempfile.mkdtemp(prefix="sidray-haproxy-", dir="/tmp")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     own = {
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": f"{folder}/haproxy.cfg",
@@ -31,6 +32,7 @@ def serve_environment() -> None:
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": f"{folder}/server-state",
         "RAY_SERVE_HAPROXY_STATS_PORT": str(_free_port()),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(_free_port()),
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(_free_port()),
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",  # 30 is for proxies on other nodes
     }
     for name, value in (SERVE_ENVIRONMENT | own).items():
