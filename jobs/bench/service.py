@@ -37,11 +37,11 @@ def queries_of(run: str) -> list[str]:
 
 
 @contextmanager
-def served(run: str, environment: dict[str, str]) -> Iterator[str]:
+def served(run: str, environment: dict[str, str], overrides: Sequence[str] = ()) -> Iterator[str]:
     """`sidray serve RUN` in a process of its own; yields its URL."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "sidray.cli", "serve", run, "--port", str(port)]
+    command = [sys.executable, "-m", "sidray.cli", "serve", run, *overrides, "--port", str(port)]
     process = subprocess.Popen(command, env={**os.environ, **environment}, stdout=subprocess.DEVNULL)
     try:
         url = f"http://127.0.0.1:{port}"
