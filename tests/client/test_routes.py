@@ -66,11 +66,18 @@ def test_half_a_character_is_left_to_the_service(client: Any, server: Scripted) 
 
 
 def test_similar(client: Any, server: Scripted) -> None:
-    found = client.similar(["a1", "zz"], k=4, exclude_seen=False, partition="food", with_fields=["shop"])
+    found = client.similar(["a1", "zz"], k=4, exclude_seen=False, recency=0.5, partition="food", with_fields=["shop"])
     assert (found.hits[0].title, found.unknown) == ("a1", ["zz"])
     assert client.similar("a1").hits[0].title == "a1"  # not the letters of the name
     assert [seen.json for seen in server.seen] == [
-        {"item_ids": ["a1", "zz"], "exclude_seen": False, "partition": "food", "k": 4, "with_fields": ["shop"]},
+        {
+            "item_ids": ["a1", "zz"],
+            "exclude_seen": False,
+            "recency": 0.5,
+            "partition": "food",
+            "k": 4,
+            "with_fields": ["shop"],
+        },
         {"item_ids": ["a1"], "exclude_seen": True, "k": 10},
     ]
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sidray import storage
 from sidray.finished import RunFolder
 from sidray.retrieval import index, item_table
-from sidray.serving.messages import Found, RecallQuery, Refusal
+from sidray.serving.messages import Found, RecallQuery, Refusal, SimilarFound, SimilarQuery
 from sidray.serving.recall import Recall
 from sidray.serving.settings import RecallSettings
 from tests.serving.runs import DIMENSION, MODEL_KEY, PARTITIONS, STEPS, tiny_run, vectors_of
@@ -70,6 +70,38 @@ def test_equal_to_brute_force(
     for hit in found.hits:
         number = int(hit["item_id"][1:])
         assert (hit["title"], hit["partition"], hit["fields"]) == (f"title {number}", PARTITIONS[number % 3], {})
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    history=st.lists(st.integers(0, COUNT + 3), min_size=1, max_size=6, unique=True),
+    k=st.sampled_from([1, 5, 1000]),
+    partitions=st.none() | st.lists(st.sampled_from(PARTITIONS), min_size=1, max_size=2),
+    exclude_seen=st.booleans(),
+    recency=st.sampled_from([1.0, 0.9, 0.3]),
+)
+def test_similar_items_equal_brute_force(
+    recall: Recall, history: list[int], k: int, partitions: list[str] | None, exclude_seen: bool, recency: float
+) -> None:
+    ids = [f"i{n:03d}" for n in history]
+    answer = asyncio.run(recall.similar(SimilarQuery(ids, k, partitions, exclude_seen, [], recency=recency)))
+    known = [n for n in history if n < COUNT]
+    if not known:
+        assert isinstance(answer, Refusal)
+        assert answer.status == 404
+        return
+    items = vectors_of(COUNT).astype(np.float64)
+    items /= np.linalg.norm(items, axis=1, keepdims=True)
+    weights = [recency**position for position, n in enumerate(history) if n < COUNT]
+    scores = (items @ items[known].T * weights).max(axis=1)
+    rows = [n for n in range(COUNT) if partitions is None or PARTITIONS[n % 3] in partitions]
+    rows = sorted((n for n in rows if not (exclude_seen and n in known)), key=lambda n: -scores[n])[:k]
+    assert isinstance(answer, SimilarFound)
+    assert answer.unknown == [f"i{n:03d}" for n in history if n >= COUNT]
+    np.testing.assert_allclose([hit["score"] for hit in answer.hits], scores[rows], atol=1e-5)
+    assert {hit["item_id"] for hit in answer.hits if hit["score"] > scores[rows].min() + 1e-5} == {
+        f"i{n:03d}" for n in rows if scores[n] > scores[rows].min() + 1e-5
+    }
 
 
 def test_fields_are_those_of_the_item(recall: Recall) -> None:

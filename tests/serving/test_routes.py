@@ -29,13 +29,14 @@ async def request(method: str, path: str, body: Any = None, backend: FakeBackend
 
 async def test_similar_items() -> None:
     backend = FakeBackend()
-    body = {**SIMILAR, "k": 3, "partition": "food", "exclude_seen": False, "min_table_version": 7}
+    body = {**SIMILAR, "k": 3, "partition": "food", "exclude_seen": False, "recency": 0.5, "min_table_version": 7}
     answer = await request("POST", "/v1/similar", body, backend)
     assert answer.json()["hits"] == [HIT]
     assert answer.json()["unknown"] == ["z9"]
     assert answer.json()["index"] == INDEX.model_dump()
     asked = backend.liked[0]
     assert (asked.item_ids, asked.k, asked.partitions, asked.exclude_seen) == (["a1", "z9"], 3, ["food"], False)
+    assert asked.recency == 0.5
     assert asked.min_table_version == 7
 
 
@@ -46,6 +47,8 @@ async def test_similar_items() -> None:
         ({"item_ids": ["a"] * 51}, 422, "too_long", "item_ids"),
         ({"item_ids": "a1"}, 400, "list_type", "item_ids"),
         ({**SIMILAR, "partition": []}, 422, "empty_partition", None),
+        ({**SIMILAR, "recency": 0}, 422, "greater_than", "recency"),
+        ({**SIMILAR, "recency": 1.5}, 422, "less_than_equal", "recency"),
         ({**SIMILAR, "query": "soup"}, 422, "extra_forbidden", "query"),
         ({**SIMILAR, "min_table_version": -1}, 422, "greater_than_equal", "min_table_version"),
     ],

@@ -57,7 +57,7 @@ async def agree(run: RunFolder, whole: Recall, shards: Shards, seed: int) -> Non
             query = RecallQuery(vector, MODEL_KEY, k, partitions, IDS[:2], ["sids", "shop"])
             assert outcome(await shards.search(query)) == outcome(await whole.search(query))
             for history in (IDS[2:3], [*IDS[:4], UNKNOWN], [UNKNOWN], [UNKNOWN, "z98"]):
-                liked = SimilarQuery(history, k, partitions, bool(k % 2), ["sids"])
+                liked = SimilarQuery(history, k, partitions, bool(k % 2), ["sids"], recency=0.9)
                 assert outcome(await shards.similar(liked)) == outcome(await whole.similar(liked))
     for item_id in (*IDS, UNKNOWN):
         assert outcome(await shards.item(item_id)) == outcome(await whole.item(item_id))

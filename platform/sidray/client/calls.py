@@ -82,12 +82,14 @@ def similar(
     partition: str | Sequence[str] | None,
     k: int,
     exclude_seen: bool,
+    recency: float,
     with_fields: Sequence[str],
     min_table_version: int,
 ) -> Call[SimilarResponse]:
     body = {
         "item_ids": listed(item_ids),
         "exclude_seen": exclude_seen,
+        "recency": None if recency == 1 else recency,
         **_scope(partition, k, with_fields, min_table_version),
     }
     return _post("/v1/similar", SimilarResponse, encode(_given(body)))

@@ -58,11 +58,13 @@ class Client:
         partition: str | Sequence[str] | None = None,
         k: int = 10,
         exclude_seen: bool = True,
+        recency: float = 1.0,
         with_fields: Sequence[str] = (),
         min_table_version: int = 0,
     ) -> SimilarResponse:
-        """Neighbours of the items that a user saw last, the most recent first."""
-        return self._send(calls.similar(item_ids, partition, k, exclude_seen, with_fields, min_table_version))
+        """Neighbours of the items that a user saw last, the most recent first. `recency`: weight of each item relative
+        to the one seen after it."""
+        return self._send(calls.similar(item_ids, partition, k, exclude_seen, recency, with_fields, min_table_version))
 
     def embed(self, inputs: Inputs, model: str | None = None, dimensions: int | None = None) -> Vectors:
         """float32 [n, d], in order. An input is a text, or {text?, image?}; longer lists go in several requests.

@@ -66,7 +66,8 @@ class RecallQuery:
 
 @dataclass(frozen=True)
 class SimilarQuery:
-    """`partitions` None: everywhere; `vectors`: of items that the shard which is asked may not have."""
+    """`partitions` None: everywhere; `recency`: weight of each item relative to the one before it; `vectors`: of items
+    that the shard which is asked may not have."""
 
     item_ids: list[str]
     k: int
@@ -74,6 +75,7 @@ class SimilarQuery:
     exclude_seen: bool
     fields: list[str]
     min_table_version: int = 0
+    recency: float = 1.0
     vectors: dict[str, Vector] = field(default_factory=dict)
 
 

@@ -139,7 +139,8 @@ def _search(view: View, query: RecallQuery) -> Found:
 
 
 def _similar(view: View, query: SimilarQuery) -> SimilarFound | Refusal:
-    """Of an item that several searches find, the best score counts; the scores are cosines all alike."""
+    """One search from each item of the history (NoteLLM-2, section 4.5); a score is the cosine times the weight
+    recency^n of the n-th item, and of an item that several searches find the best one counts."""
     known = query.vectors
     vectors = {each: view.vector_of(each) if each not in known else known[each] for each in query.item_ids}
     unknown = [item_id for item_id, vector in vectors.items() if vector is None]
@@ -151,11 +152,12 @@ def _similar(view: View, query: SimilarQuery) -> SimilarFound | Refusal:
         )
     seen = query.item_ids if query.exclude_seen else []
     best: dict[str, dict[str, Any]] = {}
-    for vector in vectors.values():
+    for position, vector in enumerate(vectors.values()):
         for item in view.search(vector, query.k, query.partitions, seen) if vector is not None else []:
+            score = item["score"] * query.recency**position
             found = best.get(item["item_id"])
-            if found is None or item["score"] > found["score"]:
-                best[item["item_id"]] = item
+            if found is None or score > found["score"]:
+                best[item["item_id"]] = {**item, "score": score}
     ranked = sorted(best.values(), key=lambda item: -item["score"])[: query.k]
     return SimilarFound([_hit(item, query.fields) for item in ranked], view.key, unknown)
 

@@ -91,11 +91,14 @@ class SimilarRequest(Scope):
 
     item_ids: Annotated[list[Name], Field(min_length=1, max_length=MAX_HISTORY)]
     exclude_seen: bool = Field(True, description="whether these items themselves are left out")
+    recency: float = Field(
+        1.0, gt=0, le=1, description="weight of each item relative to the one seen after it; 1: all count alike"
+    )
 
 
 class Hit(BaseModel):
     item_id: str
-    score: float = Field(description="cosine of query and item")
+    score: float = Field(description="cosine of query and item, of similar items times the weight of the item seen")
     title: str
     partition: str
     fields: dict[str, Any]

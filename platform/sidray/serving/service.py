@@ -120,6 +120,7 @@ class Service:
                 request.exclude_seen,
                 list(request.with_fields),
                 request.min_table_version,
+                request.recency,
             )
             found = accepted(await self.backend.recall.similar(query))
             took = _took(started, started, started)
