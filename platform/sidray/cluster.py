@@ -6,6 +6,7 @@ with ray_cluster(): ...        # attaches to RAY_ADDRESS or a running job's clus
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,7 +21,6 @@ T = TypeVar("T")
 DATA_TASK_CPUS = 0.5
 PREFLIGHT_S = 20.0
 _ENVIRONMENT = {
-    "RAY_AUTH_MODE": "disabled",  # the default of a cluster that this process starts for itself on loopback
     "DS_ACCELERATOR": "cpu",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "TOKENIZERS_PARALLELISM": "false",
@@ -38,8 +38,18 @@ def _has_gpu() -> bool:
     return os.path.exists("/proc/driver/nvidia/version")
 
 
+def _auth_mode() -> str:
+    """Whoever reaches Ray's ports may run code on its nodes: a cluster takes nobody without its token, which Ray makes
+    in ~/.ray when it starts one. Without a token only a cluster that asks for none can be joined."""
+    given = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
+    known = given or os.path.exists(os.path.expanduser("~/.ray/auth_token"))
+    return "disabled" if os.environ.get("RAY_ADDRESS") and not known else "token"
+
+
 def prepare_environment() -> None:
     """Variables that must stand before Ray starts; what the operator set stays."""
+    if "ray" not in sys.modules:  # Ray reads this one when it is imported
+        os.environ.setdefault("RAY_AUTH_MODE", _auth_mode())
     for name, value in _ENVIRONMENT.items():
         if name == "DS_ACCELERATOR" and _has_gpu():
             continue
@@ -49,12 +59,12 @@ def prepare_environment() -> None:
 @contextmanager
 def ray_cluster() -> Iterator[None]:
     """Ray for the block: an initialised one is used as it is, RAY_ADDRESS is joined, else a local one starts."""
+    prepare_environment()
     import ray
 
     if ray.is_initialized():
         yield
         return
-    prepare_environment()
     quiet: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
     if os.environ.get("RAY_ADDRESS"):
         ray.init(**quiet)
