@@ -1,4 +1,4 @@
-"""Who may join a cluster that sidray starts."""
+"""Who may join a cluster that sidray starts, and which ones it joins."""
 
 from __future__ import annotations
 
@@ -9,48 +9,63 @@ from pathlib import Path
 
 import pytest
 
-from sidray.cluster import _auth_mode
+from sidray.cluster import ray_cluster
+from sidray.errors import UserError
 
-JOIN = "import ray; ray.init(log_to_driver=False, configure_logging=False)"
+JOIN = """
+from sidray.cluster import on_cluster, ray_cluster
+def seven():
+    return 7
+with ray_cluster():
+    print(on_cluster(seven))
+"""
 START = f"""
 import os, subprocess, sys
 from sidray.cluster import ray_cluster
 with ray_cluster():
     import ray
     address = ray.get_runtime_context().gcs_address
-    for mode in ("token", "disabled"):
+    for mode in sys.argv[1:]:
         environment = {{**os.environ, "RAY_ADDRESS": address, "RAY_AUTH_MODE": mode}}
-        joined = subprocess.run([sys.executable, "-c", {JOIN!r}], env=environment, capture_output=True)
-        print("joined" if joined.returncode == 0 else "refused")
+        if not mode:
+            del environment["RAY_AUTH_MODE"]
+        joined = subprocess.run([sys.executable, "-c", {JOIN!r}], env=environment, capture_output=True, text=True)
+        print("7" if joined.stdout == "7\\n" else joined.stderr.splitlines()[-1])
 """
+
+
+def joined(home: Path, own: str, *others: str) -> list[str]:
+    """What processes of these modes get from a cluster of mode `own`; "": RAY_AUTH_MODE is not set."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_A")}
+    environment |= {"HOME": str(home)} | ({"RAY_AUTH_MODE": own} if own else {})
+    command = [sys.executable, "-c", START, *others]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.splitlines()
 
 
 @pytest.mark.ray
 def test_a_cluster_takes_nobody_without_its_token(tmp_path: Path) -> None:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_A")}
-    environment["HOME"] = str(tmp_path)  # where no token is yet
-    done = subprocess.run([sys.executable, "-c", START], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["joined", "refused"]
+    own, *refused = joined(tmp_path, "", "token", "disabled")
+    assert own == "7"
+    assert len(refused) == 1
+    assert "RAY_AUTH_MODE must be that of the cluster" in refused[0]
 
 
-@pytest.mark.parametrize(
-    ("variables", "token", "mode"),
-    [
-        ({}, False, "token"),  # a cluster of its own: Ray makes the token
-        ({"RAY_ADDRESS": "auto"}, True, "token"),
-        ({"RAY_ADDRESS": "auto"}, False, "disabled"),
-        ({"RAY_ADDRESS": "auto", "RAY_AUTH_TOKEN": "t"}, False, "token"),
-    ],
-)
-def test_the_mode(
-    variables: dict[str, str], token: bool, mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    if token:
-        (tmp_path / ".ray").mkdir()
-        (tmp_path / ".ray" / "auth_token").write_text("t")
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    assert _auth_mode() == mode
+@pytest.mark.ray
+def test_a_token_that_lies_about_is_not_shown_to_a_cluster_that_asks_for_none(tmp_path: Path) -> None:
+    """Its tasks would not run."""
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text("0" * 64)
+    assert joined(tmp_path, "disabled", "") == ["7"]
+
+
+def test_a_cluster_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    def away(**options: object) -> None:
+        raise ConnectionError
+
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", away)
+    with pytest.raises(UserError, match=r"RAY_ADDRESS=10.0.0.1:6379(.|\n)*RAY_AUTH_MODE"), ray_cluster():
+        pass

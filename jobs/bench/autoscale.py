@@ -187,7 +187,7 @@ def plot(load: Load, file: Path) -> None:
 def measure(run: str, overrides: Sequence[str], clients: int, seconds: Sequence[float]) -> tuple[Load, dict[str, Any]]:
     queries = queries_of(run)
     address = ray.get_runtime_context().gcs_address
-    with served(run, {"RAY_ADDRESS": address}, [*SETTINGS, *overrides]) as url:
+    with served(run, {"RAY_ADDRESS": address, "RAY_AUTH_MODE": "token"}, [*SETTINGS, *overrides]) as url:
         load = Load(url, queries, clients, seconds)
         asyncio.run(load.run())
     errors = {kind: Counter(each.error for each in load.answers if each.kind == kind and each.error) for kind in KINDS}

@@ -38,18 +38,13 @@ def _has_gpu() -> bool:
     return os.path.exists("/proc/driver/nvidia/version")
 
 
-def _auth_mode() -> str:
-    """Whoever reaches Ray's ports may run code on its nodes: a cluster takes nobody without its token, which Ray makes
-    in ~/.ray when it starts one. Without a token only a cluster that asks for none can be joined."""
-    given = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
-    known = given or os.path.exists(os.path.expanduser("~/.ray/auth_token"))
-    return "disabled" if os.environ.get("RAY_ADDRESS") and not known else "token"
-
-
 def prepare_environment() -> None:
-    """Variables that must stand before Ray starts; what the operator set stays."""
-    if "ray" not in sys.modules:  # Ray reads this one when it is imported
-        os.environ.setdefault("RAY_AUTH_MODE", _auth_mode())
+    """Variables that must stand before Ray starts; what the operator set stays.
+
+    Whoever reaches Ray's ports may run code on its nodes: a cluster that this process starts takes nobody without a
+    token (~/.ray/auth_token). One that is joined has its operator's mode: only a process of the same mode can."""
+    if not os.environ.get("RAY_ADDRESS") and "ray" not in sys.modules:  # Ray reads it when it is imported
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
     for name, value in _ENVIRONMENT.items():
         if name == "DS_ACCELERATOR" and _has_gpu():
             continue
@@ -67,7 +62,7 @@ def ray_cluster() -> Iterator[None]:
         return
     quiet: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(**quiet)
+        _join(quiet)
     else:
         for name, value in _LOCAL_ENVIRONMENT.items():
             os.environ.setdefault(name, value)
@@ -77,6 +72,19 @@ def ray_cluster() -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _join(options: dict[str, Any]) -> None:
+    import ray
+
+    try:
+        ray.init(**options)
+    except ConnectionError as error:
+        remedy = (
+            "start it, or mend RAY_ADDRESS; RAY_AUTH_MODE must be that of the cluster: "
+            "`token` with its token in ~/.ray/auth_token, or `disabled`"
+        )
+        raise UserError(f"cannot join the Ray cluster at RAY_ADDRESS={os.environ['RAY_ADDRESS']}", remedy) from error
 
 
 def preflight(settings: TrainingSettings) -> None:

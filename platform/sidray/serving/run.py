@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import signal
 import socket
 import threading
@@ -35,7 +36,9 @@ def serve_run(run: str, variant: str, host: str, port: int, overrides: Sequence[
         with running_service(run, variant, host, port, overrides) as url:
             signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray has set its own when it started
             address = ray.get_runtime_context().gcs_address
-            print(f"serving {run} at {url}   (Ctrl-C ends it; its cluster is RAY_ADDRESS={address})", flush=True)
+            mode = os.environ.get("RAY_AUTH_MODE", "")
+            cluster = f"RAY_ADDRESS={address}" + (f" RAY_AUTH_MODE={mode}" if mode else "")
+            print(f"serving {run} at {url}   (Ctrl-C ends it; its cluster is {cluster})", flush=True)
             print(example(url), flush=True)
             threading.Event().wait()
     except KeyboardInterrupt:
