@@ -26,7 +26,7 @@ def ray_session() -> Iterator[None]:
     """A local Ray with four logical CPUs: two workers and their data tasks fit on a laptop."""
     import ray
 
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False, configure_logging=False)
     yield
     ray.shutdown()
 

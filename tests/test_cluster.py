@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -35,11 +36,16 @@ with ray_cluster():
 
 
 def joined(home: Path, own: str, *others: str) -> list[str]:
-    """What processes of these modes get from a cluster of mode `own`; "": RAY_AUTH_MODE is not set."""
+    """What processes of these modes get from a cluster of mode `own`; "": RAY_AUTH_MODE is not set.
+
+    On this machine a cluster of `ray start` was killed: its address still stands in Ray's files."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_A")}
-    environment |= {"HOME": str(home)} | ({"RAY_AUTH_MODE": own} if own else {})
-    command = [sys.executable, "-c", START, *others]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.splitlines()
+    with tempfile.TemporaryDirectory(dir="/tmp") as scratch:  # short: sockets lie in it
+        environment |= {"HOME": str(home), "RAY_TMPDIR": scratch} | ({"RAY_AUTH_MODE": own} if own else {})
+        (Path(scratch) / "ray").mkdir()
+        (Path(scratch) / "ray" / "ray_current_cluster").write_text("127.0.0.1:1")
+        command = [sys.executable, "-c", START, *others]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.splitlines()
 
 
 @pytest.mark.ray

@@ -206,7 +206,7 @@ def main() -> None:
     given = parser.parse_args()
     prepare_environment()
     serve_environment()
-    ray.init(num_cpus=CPUS, include_dashboard=False, configure_logging=False, log_to_driver=False)
+    ray.init("local", num_cpus=CPUS, include_dashboard=False, configure_logging=False, log_to_driver=False)
     load, line = measure(given.run, given.overrides, given.clients, given.seconds)
     if given.plot:
         plot(load, given.plot)

@@ -98,7 +98,9 @@ def main() -> None:
     prepare_environment()
     serve_environment()
     quick = {"metrics_report_interval_ms": 500}
-    ray.init(num_cpus=4, include_dashboard=False, configure_logging=False, log_to_driver=False, _system_config=quick)
+    ray.init(
+        "local", num_cpus=4, include_dashboard=False, configure_logging=False, log_to_driver=False, _system_config=quick
+    )
     variants = ["", *given.settings]
     print(json.dumps(asyncio.run(measure(given.run, variants, given.clients, given.seconds, given.rounds))))
 

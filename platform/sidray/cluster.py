@@ -66,8 +66,9 @@ def ray_cluster() -> Iterator[None]:
     else:
         for name, value in _LOCAL_ENVIRONMENT.items():
             os.environ.setdefault(name, value)
-        # One logical CPU above the cores: a 2-core laptop holds two workers and their data tasks.
-        ray.init(num_cpus=max(3, (os.cpu_count() or 1)), include_dashboard=False, **quiet)
+        # One logical CPU above the cores: a 2-core laptop holds two workers and their data tasks. "local", for else Ray
+        # joins the cluster that the last `ray start` on this machine noted, be it dead.
+        ray.init("local", num_cpus=max(3, (os.cpu_count() or 1)), include_dashboard=False, **quiet)
     try:
         yield
     finally:
