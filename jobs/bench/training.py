@@ -20,7 +20,7 @@ import torch
 from sidray.cluster import prepare_environment, ray_cluster
 from sidray.data.catalogue import Catalogue
 from sidray.graph import build_graph
-from sidray.models.fetch import sources_of
+from sidray.models.sources import sources_of
 from sidray.recipe import Recipe, load_recipe
 from sidray.steps import Store, Work
 from sidray.tasks.views import Batch
@@ -31,7 +31,7 @@ from sidray.training.worker import StageJob
 
 def bare_samples_per_second(job: StageJob, batches: list[Batch], pure_bf16: bool) -> float:
     """A plain loop over ready batches: forward, backward, clip, AdamW."""
-    module = StageModule(job.sources.towers(job.model, job.sid_count), job.stage)
+    module = StageModule(job.sources.model(job.model, job.sid_count), job.stage)
     if pure_bf16:
         module.bfloat16()
     autocast = torch.autocast("cpu", torch.bfloat16, enabled=job.training.precision == "bf16" and not pure_bf16)

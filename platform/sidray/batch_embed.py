@@ -17,8 +17,8 @@ from sidray import storage
 from sidray.data.catalogue import Catalogue
 from sidray.data.ingest import ingest
 from sidray.data.settings import DataSettings
+from sidray.embedding.encoded import load_model
 from sidray.embedding.pool import Encoder, encode_rows, vector_column
-from sidray.embedding.runtime import RunModel
 from sidray.finished import RunFolder
 from sidray.steps import Summary
 
@@ -35,7 +35,7 @@ def batch_embed(run: RunFolder, items: str, out: str, max_bad_fraction: float) -
         max_bad_fraction=max_bad_fraction,
     )
     work = storage.join(storage.absolute(out), "catalogue")
-    summary = ingest(settings, work, require_clicks=False)
+    summary = ingest(settings, work, wanted=None)
     catalogue = Catalogue.open(work)
     make = functools.partial(_encoder, run, catalogue)
     tables = encode_rows("embed", catalogue.n_items, make, run.recipe.embedding)
@@ -55,7 +55,7 @@ def _write(uri: str, tables: Iterator[pa.Table]) -> None:
 
 
 def _encoder(run: RunFolder, catalogue: Catalogue) -> Encoder:
-    model = RunModel.load(run)
+    model = load_model(run)
 
     def encode(rows: Any) -> pa.Table:
         table = catalogue.items(rows, ["item_id", "title", "image", *catalogue.text_fields])

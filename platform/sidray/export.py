@@ -1,44 +1,73 @@
-"""`sidray export RUN FOLDER`: the towers of a run as plain Hugging Face folders, with the other parts beside them.
+"""`sidray export RUN FOLDER`: the model of a run as plain Hugging Face folders, with the other parts beside them.
 
-text/        the causal LM with the SID tokens in its vocabulary (AutoModelForCausalLM, AutoTokenizer)
+text/        the causal LM with the SID tokens (<IMG_EMB> of an MLRM) in its vocabulary (AutoModelForCausalLM)
 image/       the vision tower (AutoModel), or an EfficientNet-Lite's safetensors
 towers.safetensors  MLP_Q, MLP_I and the image projection;  sidray.json: prompts, fusion, SID vocabulary, model_key,
              sid_scale (the head is tied: its logits of SID tokens are this many times the trained ones)
+mlrm.safetensors    in their place: connector, picture projection, gate, projector, temperature
 tokenizers/  the RQ-VAE codebooks
 """
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from sidray import storage
+from sidray.embedding.note_runtime import NoteModel
 from sidray.embedding.runtime import RunModel
 from sidray.errors import UserError
 from sidray.finished import RunFolder
 from sidray.models.image import VisionTower
-from sidray.models.text import TextEncoder, decoder_of
-from sidray.models.towers import Towers, save_towers
+from sidray.models.mlrm import IMG_EMB
+from sidray.models.text import decoder_of
+from sidray.models.trained import TrainedModel, save_trained, trained_state
 
 
 def export(run: RunFolder, target: str) -> list[str]:
-    """Writes the folders of the final towers and returns their names. UserError when the target is not empty."""
+    """Writes the folders of the final model and returns their names. UserError when the target is not empty."""
     folder = Path(target)
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{target} is not empty", "give a new folder")
     with storage.write_errors(target):
         folder.mkdir(parents=True, exist_ok=True)
-        model = RunModel.load(run)
-        _export_text(model, model.final.text, storage.local_folder(run.output("text-weights")), folder / "text")
-        _export_image(model.pretrained, run, folder / "image")
-        save_towers(_projections(model), folder / "towers.safetensors")
-        if model.assigner is not None:
-            shutil.copytree(storage.local_folder(run.output("tokenizers")) / "tokenizers", folder / "tokenizers")
-        storage.write_json(str(folder / "sidray.json"), _card(model))
+        if run.recipe.model.note is not None:
+            _export_mlrm(NoteModel(run), run, folder)
+        else:
+            _export_towers(RunModel.load(run), run, folder)
     return sorted(path.name for path in folder.iterdir())
+
+
+def _export_towers(model: RunModel, run: RunFolder, folder: Path) -> None:
+    tokens = [] if model.assigner is None else model.assigner.vocabulary.tokens
+    _export_text(model.final, tokens, storage.local_folder(run.output("text-weights")), folder / "text")
+    _export_image(model.pretrained.image, run, folder / "image")
+    save_trained(_projections(model), folder / "towers.safetensors")
+    if model.assigner is not None:
+        shutil.copytree(storage.local_folder(run.output("tokenizers")) / "tokenizers", folder / "tokenizers")
+    storage.write_json(str(folder / "sidray.json"), _card(model))
+
+
+def _export_mlrm(notes: NoteModel, run: RunFolder, folder: Path) -> None:
+    model = notes.model
+    state = trained_state(model)
+    save_trained({n: v for n, v in state.items() if not n.startswith(("text.", "image."))}, folder / "mlrm.safetensors")
+    if notes.note.reads_text:
+        tokens = [IMG_EMB] if notes.note.micl else []
+        _export_text(model, tokens, storage.local_folder(run.output("text-weights")), folder / "text")
+    _export_image(model.image, run, folder / "image")
+    card = {
+        "model_key": notes.model_key,
+        "dimension": notes.dimension,
+        "note": notes.note.model_dump(mode="json"),
+        "text_fields": run.recipe.data.text_fields,
+        "visual_embeddings_enter_at_layer": run.recipe.model.text.frozen_layers,
+    }
+    storage.write_json(str(folder / "sidray.json"), card)
 
 
 def _projections(model: RunModel) -> dict[str, Any]:
@@ -69,33 +98,33 @@ def _card(model: RunModel) -> dict[str, Any]:
     }
 
 
-def _export_text(model: RunModel, encoder: TextEncoder, source: Path, folder: Path) -> None:
-    """Frozen and trained layers joined again, the vocabulary expanded by the SID tokens."""
+def _export_text(model: TrainedModel, tokens: Sequence[str], source: Path, folder: Path) -> None:
+    """Frozen and trained layers joined again, the vocabulary expanded by the new tokens."""
     from transformers import AutoTokenizer
 
+    encoder = model.text
     lm = encoder.lm
     if encoder.lower is not None:
         decoder = decoder_of(lm)
         decoder.layers = torch.nn.ModuleList([*encoder.lower.layers, *decoder.layers])
         lm.config.num_hidden_layers = len(decoder.layers)
     tokenizer = AutoTokenizer.from_pretrained(str(source))
-    if encoder.sids is not None and model.assigner is not None:
-        size = model.final.base
-        filler = [f"<unused_{n}>" for n in range(size - len(tokenizer))]
-        tokenizer.add_tokens([*filler, *model.assigner.vocabulary.tokens], special_tokens=True)
-        lm.resize_token_embeddings(size + len(encoder.sids.weight), mean_resizing=False)
+    if encoder.sids is not None:
+        filler = [f"<unused_{n}>" for n in range(model.base - len(tokenizer))]
+        tokenizer.add_tokens([*filler, *tokens], special_tokens=True)
+        lm.resize_token_embeddings(model.base + len(encoder.sids.weight), mean_resizing=False)
         with torch.no_grad():
-            lm.get_input_embeddings().weight[size:] = encoder.sids(ids=torch.arange(len(encoder.sids.weight)))
+            lm.get_input_embeddings().weight[model.base :] = encoder.sids(ids=torch.arange(len(encoder.sids.weight)))
     lm.save_pretrained(str(folder), safe_serialization=True)
     tokenizer.save_pretrained(str(folder))
 
 
-def _export_image(towers: Towers, run: RunFolder, folder: Path) -> None:
-    if towers.image is None:
+def _export_image(image: torch.nn.Module | None, run: RunFolder, folder: Path) -> None:
+    if image is None:
         return
     source = storage.local_folder(run.output("image-weights"))
-    if isinstance(towers.image, VisionTower):
-        towers.image.model.save_pretrained(str(folder), safe_serialization=True)
+    if isinstance(image, VisionTower):
+        image.model.save_pretrained(str(folder), safe_serialization=True)
         preprocessor = source / "preprocessor_config.json"
         if preprocessor.exists():
             shutil.copy(preprocessor, folder)

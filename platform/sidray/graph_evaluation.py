@@ -11,7 +11,7 @@ from functools import partial
 from sidray.evaluation.clicks import Representation
 from sidray.evaluation.run import VERSION, baseline_step, evaluate_step
 from sidray.evaluation.settings import EvaluationSettings
-from sidray.graph import Graph, dump
+from sidray.graph_base import Graph, dump
 from sidray.steps import Step
 
 

@@ -16,7 +16,7 @@ from sidray.command import run_command
 from sidray.errors import UserError
 
 if TYPE_CHECKING:
-    from sidray.graph import Graph
+    from sidray.graph_base import Graph
     from sidray.steps import Step
 
 Work = Callable[[str, list[str]], None]  # recipe, overrides
@@ -36,7 +36,7 @@ def compute(roles: Sequence[str]) -> Work:
 
     def work(name: str, overrides: list[str]) -> None:
         root, graphs = _graphs(name, overrides)
-        steps = [graph[role] for graph in graphs.values() for role in roles if role in graph]
+        steps = [graph[role] for graph in graphs for role in roles if role in graph]
         if not steps:
             raise UserError(
                 f"recipe {name} has no {' or '.join(roles)}", "it has no sid_stages; use a recipe with them"
@@ -54,15 +54,14 @@ def pipeline(name: str, overrides: list[str]) -> None:
     print(f"\n{finished.table}\nrun folder: {finished.folder}   ({finished.seconds:.0f} s)")
 
 
-def _graphs(name: str, overrides: list[str]) -> tuple[str, dict[str, Graph]]:
-    """The store's root, and the graphs of the recipe (first) and its variants by label."""
+def _graphs(name: str, overrides: list[str]) -> tuple[str, list[Graph]]:
+    """The store's root, and the graphs of the recipe (first) and its variants, each once for every seed."""
     from sidray.recipe import load_recipe
 
     recipe, variants, _ = load_recipe(name, overrides)  # first: a mistake in it is told before torch is imported
     from sidray.graph import build_graph
 
-    recipes = {recipe.label: recipe, **variants}
-    return recipe.runs.root, {label: build_graph(each) for label, each in recipes.items()}
+    return recipe.runs.root, [build_graph(each) for one in (recipe, *variants.values()) for each in one.with_seeds()]
 
 
 def _ensure(root: str, steps: Sequence[Step]) -> None:

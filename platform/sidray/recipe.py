@@ -45,7 +45,9 @@ class NegativeSettings(Settings):
 
 class Recipe(Settings):
     """`stages`: pretraining; `sid_stages`: after the semantic IDs (empty: the pretraining towers serve).
-    `init_from`: a finished run whose weights and codebooks this one continues from (its folder)."""
+    `init_from`: a finished run whose weights and codebooks this one continues from (its folder). `seeds`, of recipes on
+    pairs: everything is trained once for each, which takes the place of model.seed and every stage's; the tables show
+    means over them, the first one serves."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
     label: str = "model"  # of its row in the tables
@@ -61,6 +63,7 @@ class Recipe(Settings):
     evaluation: EvaluationSettings = EvaluationSettings()
     controls: ControlSettings = ControlSettings()
     init_from: str = ""
+    seeds: list[int] = Field(default_factory=list)
 
     @model_validator(mode="after")
     def _whole(self) -> Recipe:
@@ -75,10 +78,43 @@ class Recipe(Settings):
             raise ValueError(f"stage {early[0]} needs SIDs, which exist only in sid_stages")
         if self.model.image.weights == NO_IMAGES and (name := self._stage_with_images()):
             raise ValueError(f"{name} needs pictures, and model.image.weights is {NO_IMAGES!r}")
+        self._check_notes()
         return self
+
+    def _check_notes(self) -> None:
+        """An MLRM learns from pairs, towers from clicks."""
+        note = self.model.note
+        for stage in self.stages:
+            if stage.on_pairs != (note is not None):
+                wanted = "note2note, note2note_visual and omni" if note else "query2item and the like"
+                raise ValueError(f"stage {stage.name}: a model {'with' if note else 'without'} model.note has {wanted}")
+            if "note2note_visual" in stage.tasks and note is not None and not note.micl:
+                raise ValueError(f"stage {stage.name}: note2note_visual needs model.note.micl, which makes n_v")
+            if "omni" in stage.tasks and note is not None and not (note.early and note.inputs == "multimodal"):
+                raise ValueError(f"stage {stage.name}: omni needs model.note.early and inputs: multimodal")
+        if note is not None and self.sid_stages:
+            raise ValueError("sid_stages need towers: model.note has no semantic IDs")
+        if self.seeds and note is None:
+            raise ValueError("seeds is for recipes on pairs, which have model.note")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds names one twice: {self.seeds}")
+
+    def with_seeds(self) -> list[Recipe]:
+        """The recipe once for each of `seeds`; itself when there are none."""
+        if not self.seeds:
+            return [self]
+
+        def seeded(seed: int) -> Recipe:
+            stages = [stage.model_copy(update={"seed": seed}) for stage in self.stages]
+            model = self.model.model_copy(update={"seed": seed})
+            return self.model_copy(update={"model": model, "stages": stages})
+
+        return [seeded(seed) for seed in self.seeds]
 
     def _stage_with_images(self) -> str:
         """The first stage that reads pictures, "" when there is none."""
+        if self.model.note is not None:
+            return ""  # models.settings has looked
         for stage in self.stages:
             if stage.uses_images:
                 return f"stage {stage.name}"

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from sidray.data.images import check_image
-from sidray.embedding.runtime import RunModel
+from sidray.embedding.encoded import ServedModel, load_model
 from sidray.errors import UserError
 from sidray.finished import RunFolder
 from sidray.retrieval.index import PartitionedIndex
@@ -24,7 +24,7 @@ class Hit:
     score: float
 
 
-def query_vector(model: RunModel, query: str, image: bytes | None) -> Any:
+def query_vector(model: ServedModel, query: str, image: bytes | None) -> Any:
     """[1, dimension] of a query, a picture, or the sum of both. UserError when there is neither."""
     if not query and image is None:
         raise UserError("there is nothing to search for", "give a query, a picture, or both")
@@ -49,7 +49,7 @@ def read_picture(path: str, max_pixels: int) -> bytes:
 def search(run: RunFolder, query: str, image: str | None, partitions: Sequence[str], k: int) -> list[Hit]:
     """The k best items. Loads model and index, so a service is the better choice for many searches."""
     index = PartitionedIndex.load(run.output("index"), threads=1)
-    model = RunModel.load(run)
+    model = load_model(run)
     picture = read_picture(image, run.recipe.data.max_image_pixels) if image else None
     scores, rows = index.search(query_vector(model, query, picture), k, list(partitions) or None)
     found = [(float(s), int(r)) for s, r in zip(scores[0], rows[0], strict=True) if r >= 0]

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from sidray import storage
 from sidray.finished import RunFolder
+from sidray.report_files import TABLE
 
 
 def show(uri: str) -> str:
@@ -17,11 +18,9 @@ def show(uri: str) -> str:
     out = io.StringIO()
     console = Console(file=out, width=120)
     console.print(_steps(run))
-    results = storage.join(run.uri, "report", "results.json")
-    if storage.exists(results):
-        from sidray.evaluation.report import table_text
-
-        console.print(table_text(storage.read_json(results)["results"]), markup=False, highlight=False)
+    table = storage.join(run.uri, "report", TABLE)
+    if storage.exists(table):
+        console.print(storage.read_bytes(table).decode(), markup=False, highlight=False)
     console.print(f"report: {run.uri}/report/report.md", markup=False, highlight=False)
     return out.getvalue()
 

@@ -177,7 +177,7 @@ def test_clicks_are_needed_only_where_they_are_required(tmp_path: Path) -> None:
     alone = DataSettings(source="tables", items=write(item_rows(5), tmp_path / "items.parquet"))
     with pytest.raises(UserError, match="no clicks"):
         run(alone, tmp_path)
-    catalogue, _ = run(alone, tmp_path, require_clicks=False)
+    catalogue, _ = run(alone, tmp_path, wanted=None)
     assert catalogue.n_items == 5
     assert not catalogue.has("clicks")
     with pytest.raises(UserError, match="has no clicks"):
@@ -186,7 +186,7 @@ def test_clicks_are_needed_only_where_they_are_required(tmp_path: Path) -> None:
 
 def test_no_train_split_stops_the_job(tmp_path: Path) -> None:
     clicks = [{"query": "q", "item_id": "i1", "split": "test"}]
-    with pytest.raises(UserError, match="no click in the train split"):
+    with pytest.raises(UserError, match="gives no clicks in the train split"):
         run(settings(tmp_path, clicks=clicks), tmp_path)
 
 
@@ -232,8 +232,8 @@ def test_given_pair_splits_stay(tmp_path: Path) -> None:
     given = settings(tmp_path).model_copy(update={"pairs": write(rows, tmp_path / "pairs.parquet")})
     catalogue, _ = run(given, tmp_path)
     assert catalogue.pairs().to_pylist() == [
-        {"item_row": 0, "related_row": 1, "split": "valid", "score": 1.0},
-        {"item_row": 0, "related_row": 2, "split": "mixed", "score": 1.0},
+        {"item_row": 0, "related_row": 1, "split": "valid", "score": 1.0, "pair_row": 0},
+        {"item_row": 0, "related_row": 2, "split": "mixed", "score": 1.0, "pair_row": 1},
     ]
     assert catalogue.pairs("valid").num_rows == 1
 

@@ -91,7 +91,7 @@ def test_the_kaggle_folder_of_hm(tmp_path: Path) -> None:
     (folder / "transactions_train.csv").write_text(KAGGLE_TRANSACTIONS)
     Image.new("RGB", (400, 800), "black").save(folder / "images" / "010" / "0108775015.jpg")
     settings = DataSettings(source="hm", folder=str(folder), text_fields=["category", "description"])
-    summary = ingest(settings, str(tmp_path / "out"), require_clicks=False)
+    summary = ingest(settings, str(tmp_path / "out"), wanted=None)
     catalogue = Catalogue.open(str(tmp_path / "out"))
     table = catalogue.items(None, ["item_id", "title", "category", "description", "partition"])
     assert table.to_pylist()[0] == {

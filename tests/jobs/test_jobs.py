@@ -14,7 +14,8 @@ import pytest
 
 from sidray import jobs, storage
 from sidray.errors import UserError
-from sidray.graph import Graph, build_graph
+from sidray.graph import build_graph
+from sidray.graph_base import Graph
 from sidray.recipe import Recipe, load_recipe
 from sidray.steps import Step, Store, Summary, Work
 

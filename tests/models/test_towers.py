@@ -18,11 +18,8 @@ from sidray.models.towers import (
     TextInput,
     build_towers,
     fuse,
-    load_trained,
-    save_towers,
-    set_trainable,
-    trained_state,
 )
+from sidray.models.trained import load_trained, save_trained, set_trainable, trained_state
 from tests.models.tiny import cut_settings, tiny_settings, tiny_towers, write_weights
 
 
@@ -146,7 +143,7 @@ def test_only_the_named_parts_train(folder: Path) -> None:
 def test_a_checkpoint_of_another_model_is_refused(folder: Path, tmp_path: Path) -> None:
     towers = tiny_towers(folder, 4)
     path = tmp_path / "towers.safetensors"
-    save_towers(trained_state(towers), path)
+    save_trained(trained_state(towers), path)
     load_trained(tiny_towers(folder, 4), path)
     other = tiny_settings().model_copy(update={"mlp": [24, 16, 12]})
     with pytest.raises(UserError, match=r"another model: mlp_.\.4\.\w+ has shape \(8.* wants \(12"):

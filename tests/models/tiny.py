@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from sidray.models.mlrm import VISUAL, Mlrm, build_mlrm
+from sidray.models.note_settings import ConnectorSettings, NoteSettings
 from sidray.models.settings import ImageSettings, ModelSettings, Prompts, TextSettings
 from sidray.models.towers import Towers, build_towers
 from sidray.models.weights import prepare_image, prepare_text
@@ -73,4 +76,43 @@ def random_batch(towers: Towers, rows: int, seed: int = 0) -> dict[str, torch.Te
     batch["text_group"] = torch.arange(rows) % 6
     known = torch.sort(torch.randint(0, rows, (rows, 3), generator=g), dim=1).values
     batch["query.clicked"] = known
+    return batch
+
+
+PLACES = 3  # L_c
+CONNECTOR = ConnectorSettings(queries=PLACES, layers=2, width=16, heads=2, intermediate=32, dropout=0)
+
+
+def note_model_settings(**note: Any) -> ModelSettings:
+    return ModelSettings(
+        text=TextSettings(vocabulary=300, config=LM, max_tokens=32),
+        image=ImageSettings(size=16, config=VIT),
+        note=NoteSettings(connector=CONNECTOR, dimension=8, **note),
+    )
+
+
+def tiny_mlrm(folder: Path, **note: Any) -> Mlrm:
+    settings = note_model_settings(**note)
+    if not (folder / "text").is_dir():
+        write_weights(folder, settings)
+    return build_mlrm(folder / "text", folder / "image", settings, with_frozen=True)
+
+
+def pairs_batch(model: Mlrm, pairs: int, seed: int = 0) -> dict[str, torch.Tensor]:
+    """2 * pairs notes with every column of the tasks on pairs: equal items, missing pictures, known relations."""
+    g = torch.Generator().manual_seed(seed)
+    notes = 2 * pairs
+    batch: dict[str, torch.Tensor] = {"item_row": torch.randint(0, notes - 1, (notes,), generator=g)}
+    batch["image"] = torch.randint(0, 255, (notes, 3, 16, 16), generator=g).to(torch.uint8)
+    batch["image.present"] = torch.arange(notes) % 5 != 3
+    visual = torch.full((notes, PLACES), VISUAL)
+    visual[~batch["image.present"]] = 7
+    word = torch.full((notes, 1), model.base if model.note.micl else 8)
+    word[~batch["image.present"]] = 7
+    for name, middle in (("note", [visual, word]), ("note_text", []), ("note_image", [visual])):
+        words = torch.randint(10, 250, (notes, 5), generator=g)
+        batch[f"{name}.ids"] = torch.cat([*middle, words], 1)
+        lengths = torch.randint(2, 6, (notes,), generator=g) + batch[f"{name}.ids"].shape[1] - 5
+        batch[f"{name}.mask"] = torch.arange(batch[f"{name}.ids"].shape[1])[None] < lengths[:, None]
+    batch["related"] = torch.sort(torch.randint(0, notes, (notes, 3), generator=g), dim=1).values
     return batch

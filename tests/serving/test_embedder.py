@@ -6,20 +6,18 @@ import asyncio
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
 
-from sidray.embedding.runtime import RunModel
 from sidray.finished import RunFolder
 from sidray.serving import embedder as module
 from sidray.serving.embedder import Embedder
 from sidray.serving.messages import Embedded, Refusal
 from sidray.serving.settings import EmbedderSettings
-from tests.serving.runs import MODEL_KEY, STEPS, tiny_run
+from tests.serving.runs import MODEL_KEY, tiny_run
 
 Vectors = npt.NDArray[np.float32]
 
@@ -32,7 +30,8 @@ class FakeModel:
     def __init__(self) -> None:
         self.asked: list[list[str]] = []
         self.threads: set[tuple[str, int]] = set()
-        self.prompter = SimpleNamespace(tokenizer=lambda text, add_special_tokens: {"input_ids": list(text)})
+        self.tokenizer = lambda text, add_special_tokens: {"input_ids": list(text)}
+        self.reads_text = self.reads_pictures = True
 
     def queries(self, texts: Sequence[str]) -> Vectors:
         return self.encoded_queries(self.tokenised_queries(texts))
@@ -54,7 +53,7 @@ class FakeModel:
 @pytest.fixture
 def model(monkeypatch: pytest.MonkeyPatch) -> FakeModel:
     fake = FakeModel()
-    monkeypatch.setattr(RunModel, "load", lambda run: fake)
+    monkeypatch.setattr(module, "load_model", lambda run: fake)
     return fake
 
 
@@ -112,19 +111,29 @@ async def test_too_many_tokens_are_refused_beside_neighbours_that_are_not(model:
 
 
 async def test_long_text_of_few_tokens_is_taken(model: FakeModel, run: RunFolder) -> None:
-    model.prompter.tokenizer = lambda text, add_special_tokens: {"input_ids": text.split()}
+    model.tokenizer = lambda text, add_special_tokens: {"input_ids": text.split()}
     answer = await Embedder(run, EmbedderSettings()).embed("long-word " * 2000, None)
     assert isinstance(answer, Embedded)
 
 
 async def test_a_run_without_pictures_refuses_them(model: FakeModel, run: RunFolder) -> None:
-    text_only = {role: folder for role, folder in STEPS.items() if role != "image-weights"}
-    embedder = Embedder(RunFolder(run.uri, run.label, run.recipe, text_only), EmbedderSettings())
+    model.reads_pictures = False
+    embedder = Embedder(run, EmbedderSettings())
     answer = await embedder.embed("ab", b"png")
     assert isinstance(answer, Refusal)
     assert (answer.status, answer.code, answer.param) == (422, "no_image_model", "image")
     assert (await embedder.describe()).images is False
     assert isinstance(await embedder.embed("ab", None), Embedded)
+
+
+async def test_a_run_that_reads_pictures_alone_refuses_words(model: FakeModel, run: RunFolder) -> None:
+    model.reads_text = False
+    embedder = Embedder(run, EmbedderSettings())
+    assert model.asked == []  # no warm-up by a text
+    answer = await embedder.embed("ab", None)
+    assert isinstance(answer, Refusal)
+    assert (answer.status, answer.code, answer.param) == (422, "no_text_model", "query")
+    assert isinstance(await embedder.embed("", b"png"), Embedded)
 
 
 async def test_a_picture_that_breaks_the_model_breaks_no_other(model: FakeModel, run: RunFolder) -> None:

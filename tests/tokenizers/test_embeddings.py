@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from sidray.models.inputs import Segment
-from sidray.models.towers import set_trainable
+from sidray.models.trained import set_trainable
 from sidray.tokenizers.base import SemanticTokenizer
 from sidray.tokenizers.embeddings import STD, codebook_embeddings, fill_up
 from sidray.tokenizers.rkmeans import RkMeansTokenizer
 from sidray.tokenizers.settings import TokenizerSettings
 from sidray.tokenizers.vocabulary import SidVocabulary
-from sidray.training.sid_tokens import start_sid_tokens
+from sidray.training.new_tokens import start_sid_tokens
 from tests.models.tiny import tiny_towers
 
 WIDTH = 24

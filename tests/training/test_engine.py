@@ -19,12 +19,12 @@ def test_matrices_decay_and_tokens_have_a_rate_of_their_own(tmp_path: Path) -> N
         for parameter in group["params"]:
             rates[names[id(parameter)]], decays[names[id(parameter)]] = group["lr"], group["weight_decay"]
     assert set(rates) == {name for name, parameter in module.named_parameters() if parameter.requires_grad}
-    assert rates.pop("towers.text.sids.weight") == 2.5e-4
+    assert rates.pop("model.text.sids.weight") == 2.5e-4
     assert set(rates.values()) == {1e-3}
     assert (
-        decays["towers.text.sids.weight"]
-        == decays["towers.mlp_q.0.bias"]
-        == decays["towers.text.lm.model.norm.weight"]
+        decays["model.text.sids.weight"]
+        == decays["model.mlp_q.0.bias"]
+        == decays["model.text.lm.model.norm.weight"]
         == 0
     )
-    assert decays["towers.mlp_q.0.weight"] == decays["towers.text.lm.model.embed_tokens.weight"] == 0.1
+    assert decays["model.mlp_q.0.weight"] == decays["model.text.lm.model.embed_tokens.weight"] == 0.1

@@ -13,7 +13,8 @@ import pytest
 from sidray import storage
 from sidray.data.catalogue import Catalogue
 from sidray.finished import RunFolder
-from sidray.graph import Graph, build_graph
+from sidray.graph import build_graph
+from sidray.graph_base import Graph
 from sidray.recipe import Recipe
 from sidray.steps import Store, Work
 from sidray.training import stage as stage_module

@@ -83,7 +83,8 @@ class Catalogue:
         return self._clicks if split is None else _of_split(self._clicks, split)
 
     def pairs(self, split: str | None = None) -> pa.Table:
-        """item_row, related_row, split, score. Split 'mixed': the two items are in different splits, use it nowhere."""
+        """item_row, related_row, split, score, and pair_row (its own position); all, or of one split. Split 'mixed':
+        the two items are in different splits, use it nowhere."""
         return self._pairs if split is None else _of_split(self._pairs, split)
 
     def events(self) -> pa.Table:
@@ -99,6 +100,11 @@ class Catalogue:
     def clicked_items(self) -> Rows:
         """int64, sorted: the rows of the items that occur in any click, the candidates of an evaluation."""
         return np.unique(_numpy(self._clicks["item_row"]))
+
+    def paired_items(self, split: str) -> Rows:
+        """int64, sorted: the rows of the items on either side of a pair of the split."""
+        pairs = self.pairs(split)
+        return np.unique(np.concatenate([_numpy(pairs["item_row"]), _numpy(pairs["related_row"])]))
 
     def train_clicks_of_query(self) -> tuple[Rows, Rows]:
         """CSR over query_id: (offsets [queries + 1], item rows). Query q led in train to the items
@@ -116,6 +122,15 @@ class Catalogue:
         order = np.lexsort((click_rows, item_rows))
         return _offsets(np.searchsorted(self.train_items, item_rows[order]), len(self.train_items)), click_rows[order]
 
+    def train_related(self) -> tuple[Rows, Rows]:
+        """CSR over all items: (offsets [items + 1], item rows). Train pairs relate item i to the items
+        rows[offsets[i]:offsets[i + 1]], on whichever side of a pair they stand: sorted and distinct."""
+        pairs = self.pairs("train")
+        sides = [_numpy(pairs["item_row"]), _numpy(pairs["related_row"])]
+        both = np.stack([np.concatenate(sides), np.concatenate(sides[::-1])], axis=1)
+        both = np.unique(both, axis=0)
+        return _offsets(both[:, 0], self.n_items), np.ascontiguousarray(both[:, 1])
+
     @cached_property
     def n_queries(self) -> int:
         """Number of distinct query texts over all splits: query_id is below it."""
@@ -132,7 +147,8 @@ class Catalogue:
 
     @cached_property
     def _pairs(self) -> pa.Table:
-        return self._table("pairs")
+        pairs = self._table("pairs")
+        return pairs.append_column("pair_row", pa.array(np.arange(pairs.num_rows)))
 
     def _table(self, name: str) -> pa.Table:
         if not self.has(name):

@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from sidray import storage
 from sidray.data.catalogue import MANIFEST
@@ -23,15 +23,21 @@ from sidray.errors import UserError
 VERSION = 2  # of the catalogue's layout and rules: part of the key of the step
 
 
-def ingest(settings: DataSettings, output: str, require_clicks: bool = True) -> dict[str, Any]:
+Wanted = Literal["clicks", "pairs"]
+
+
+def ingest(settings: DataSettings, output: str, wanted: Wanted | None = "clicks") -> dict[str, Any]:
     """Writes the catalogue of `settings` to the folder `output`; returns the summary that the step's manifest keeps.
 
-    Raises UserError for tables that break the contract, too many bad rows, no item, and (where clicks are required)
-    no clicks or none in the train split."""
+    Raises UserError for tables that break the contract, too many bad rows, no item, and without the table that is
+    wanted or a row of it in the train split."""
     work_folder = storage.join(output, "tables")
     uris = tables_of(settings, work_folder)
-    if require_clicks and "clicks" not in uris:
+    if wanted == "clicks" and "clicks" not in uris:
         raise UserError("there are no clicks to train on", "set data.clicks: queries and the items they led to")
+    if wanted == "pairs" and not {"pairs", "events"} & set(uris):
+        remedy = "set data.pairs: items and their related items; or data.events, from which pairs are made"
+        raise UserError("there are no pairs to train on", remedy)
     tables = {name: open_table(uri, name) for name, uri in uris.items()}
     for table in tables.values():
         check_schema(table, settings)
@@ -40,10 +46,11 @@ def ingest(settings: DataSettings, output: str, require_clicks: bool = True) -> 
         index = write_items(tables["items"], settings, storage.join(output, "items.lance"), quarantine)
         writer = RelationWriter(index, settings, output, quarantine)
         relations = writer.write(tables)
-    if require_clicks and not relations["clicks"].get("train"):
+    if wanted is not None and not relations.get(wanted, {}).get("train"):
+        source = wanted if wanted in uris else "events"
         raise UserError(
-            f"data.clicks: {uris['clicks']} has no click in the train split (it has {relations['clicks']})",
-            "give clicks the split 'train', or leave that column out: see data.valid_fraction and data.test_fraction",
+            f"data.{source}: {uris[source]} gives no {wanted} in the train split (there are {relations.get(wanted)})",
+            f"give {wanted} the split 'train', or leave that column out: see data.valid_fraction, data.test_fraction",
         )
     storage.delete(work_folder)  # what a source made; the catalogue holds it all
     summary = {

@@ -2,13 +2,15 @@
 
 text cache:   texts.lance (ids, states fp16 bytes [n, d]; row 0 = the empty text), items.lance and queries.lance (column
               `text`: the row in texts.lance of an item row, of a query_id). Equal texts are computed once.
+note cache:   the same of one prompt style of an MLRM, without queries; states at VISUAL and <IMG_EMB> are zeros.
 image cache:  features.lance (features fp32 [w], image_id), one row per item row.
+grid cache:   features.lance (grid fp16 [L * w], image_id); its metadata say L (places) and whether row 0 is [CLS].
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import lance
@@ -22,13 +24,19 @@ from sidray.embedding.pool import Encoder, encode_rows, vector_column, write_row
 from sidray.embedding.settings import EmbeddingSettings
 from sidray.models.image import load_image_encoder
 from sidray.models.inputs import item_texts, pixels
+from sidray.models.note_inputs import catalogue_prompts, prompter_of
+from sidray.models.note_settings import PromptStyle
 from sidray.models.prompts import Prompter, load_tokenizer, pad
 from sidray.models.settings import ModelSettings
-from sidray.models.towers import build_towers
+from sidray.models.sources import sources_of
+from sidray.models.text import TextEncoder, load_lm
+from sidray.models.towers import len_tokenizer
 from sidray.steps import Summary, Work
 
 TEXT_VERSION = 1
 IMAGE_VERSION = 1
+NOTE_VERSION = 1
+GRID_VERSION = 1
 ROWS_AT_ONCE = 8192
 
 
@@ -42,19 +50,21 @@ def text_cache(model: ModelSettings, settings: EmbeddingSettings, work: Work) ->
     queries = _number(texts, _query_ids(catalogue, prompter))
     for name, rows in (("items", items), ("queries", queries)):
         lance.write_dataset(pa.table({"text": rows}), storage.absolute(work.path(f"{name}.lance")))
-    ids = pa.table({"ids": pa.array([list(text) for text in texts], pa.list_(pa.int32()))})
-    lance.write_dataset(ids, storage.absolute(work.path("ids.lance")))
-    make = functools.partial(_text_encoder, model, work.inputs["text-weights"], work.path("ids.lance"))
-    write_rows(work.path("texts.lance"), encode_rows("text-cache", len(texts), make, settings))
+    _write_states(list(texts), "text-cache", model, settings, work)
     return {"texts": len(texts), "tokens": sum(map(len, texts))}
 
 
 def _item_ids(catalogue: Catalogue, prompter: Prompter) -> list[list[int]]:
     out: list[list[int]] = []
-    for start in range(0, catalogue.n_items, ROWS_AT_ONCE):
-        rows = np.arange(start, min(start + ROWS_AT_ONCE, catalogue.n_items))
+    for rows in _slices(catalogue):
         out += prompter.items(item_texts(catalogue.items(rows, ["title", *prompter.fields]), prompter))
     return out
+
+
+def _slices(catalogue: Catalogue) -> Iterator[Rows]:
+    """All item rows, some thousand at a time."""
+    for start in range(0, catalogue.n_items, ROWS_AT_ONCE):
+        yield np.arange(start, min(start + ROWS_AT_ONCE, catalogue.n_items))
 
 
 def _query_ids(catalogue: Catalogue, prompter: Prompter) -> list[list[int]]:
@@ -69,15 +79,41 @@ def _number(texts: dict[tuple[int, ...], int], sequences: Sequence[Sequence[int]
     return np.array([texts.setdefault((*ids, eos), len(texts)) for ids in sequences], np.int64)
 
 
+def note_cache(model: ModelSettings, style: PromptStyle, settings: EmbeddingSettings, work: Work) -> Summary:
+    """Inputs: catalogue, text-weights."""
+    catalogue = Catalogue.open(work.inputs["catalogue"])
+    prompter = prompter_of(sources_of(work.inputs, None), model, catalogue.text_fields)
+    prompts: list[tuple[int, ...]] = []
+    for rows in _slices(catalogue):
+        prompts += map(tuple, catalogue_prompts(catalogue, prompter, rows, style))
+    numbers = {text: number for number, text in enumerate(sorted(set(prompts), key=len))}  # by length: little padding
+    index = pa.table({"text": pa.array([numbers[prompt] for prompt in prompts], pa.int64())})
+    lance.write_dataset(index, storage.absolute(work.path("items.lance")))
+    _write_states(list(numbers), f"note-cache-{style}", model, settings, work)
+    return {"prompts": len(numbers), "tokens": sum(map(len, numbers))}
+
+
+def _write_states(
+    texts: Sequence[Sequence[int]], name: str, model: ModelSettings, settings: EmbeddingSettings, work: Work
+) -> None:
+    ids = pa.table({"ids": pa.array([list(text) for text in texts], pa.list_(pa.int32()))})
+    lance.write_dataset(ids, storage.absolute(work.path("ids.lance")))
+    make = functools.partial(_text_encoder, model, work.inputs["text-weights"], work.path("ids.lance"))
+    write_rows(work.path("texts.lance"), encode_rows(name, len(texts), make, settings))
+
+
 def _text_encoder(model: ModelSettings, weights: str, ids_uri: str) -> Encoder:
-    towers = build_towers(storage.local_folder(weights), None, model, 0, with_frozen=True).eval()
-    device = _device(towers)
+    folder = storage.local_folder(weights)
+    base = len_tokenizer(folder)
+    text = TextEncoder(load_lm(folder), model.text.frozen_layers, 0, with_frozen=True).eval()
+    device = _device(text)
     dataset = lance.dataset(ids_uri)
 
     def encode(rows: Any) -> pa.Table:
         ids = dataset.take(rows, columns=["ids"])["ids"].to_pylist()
-        padded, mask = pad(ids)
-        states = towers.text.states(padded.to(device), mask.to(device)).float().clamp(-65504, 65504)
+        padded, mask = (value.to(device) for value in pad(ids))
+        is_text = (padded >= 0) & (padded < base) & mask
+        states = text.states_among(padded, is_text, mask).float().clamp(-65504, 65504) * is_text[..., None]
         kept = states.half().cpu().numpy()  # [n, T, d]
         binary = [kept[i, : len(text)].tobytes() for i, text in enumerate(ids)]
         return pa.table({"ids": pa.array(ids, pa.list_(pa.int32())), "states": pa.array(binary, pa.large_binary())})
@@ -104,6 +140,39 @@ def _image_encoder(model: ModelSettings, weights: str, catalogue: Catalogue) -> 
         if present.any():
             features[present.numpy()] = trunk(values[present].to(device)).float().cpu().numpy()
         return pa.table({"features": vector_column(features), "image_id": table["image_id"]})
+
+    return encode
+
+
+def grid_cache(model: ModelSettings, settings: EmbeddingSettings, work: Work) -> Summary:
+    """Inputs: catalogue, image-weights. Says how large it will be before it begins."""
+    catalogue = Catalogue.open(work.inputs["catalogue"])
+    weights = work.inputs["image-weights"]
+    encoder = load_image_encoder(storage.local_folder(weights)).eval()
+    with torch.inference_mode():
+        blank = torch.zeros(1, 3, model.image.size, model.image.size, dtype=torch.uint8)
+        places, width = encoder.grid(blank).shape[1:]
+    gigabytes = 2 * catalogue.n_items * places * width / 2**30
+    print(f"grid-cache: {catalogue.n_items:,} items x {places} places x {width} features in fp16: {gigabytes:.2f} GiB")
+    make = functools.partial(_grid_encoder, model, weights, catalogue, places)
+    tables = encode_rows("grid-cache", catalogue.n_items, make, settings)
+    metadata = {"places": str(places), "cls": str(int(encoder.has_cls))}
+    named = (table.replace_schema_metadata(metadata) for table in tables)
+    return {"items": write_rows(work.path("features.lance"), named), "places": places, "width": width}
+
+
+def _grid_encoder(model: ModelSettings, weights: str, catalogue: Catalogue, places: int) -> Encoder:
+    encoder = load_image_encoder(storage.local_folder(weights)).eval()
+    device = _device(encoder)
+
+    def encode(rows: Any) -> pa.Table:
+        table = catalogue.items(rows, ["image", "image_id"])
+        values, present = pixels(table["image"].to_pylist(), model.image.size)
+        grid = np.zeros((len(rows), places * encoder.width), np.float16)
+        if present.any():
+            found = encoder.grid(values[present].to(device)).float().clamp(-65504, 65504)
+            grid[present.numpy()] = found.half().flatten(1).cpu().numpy()
+        return pa.table({"grid": vector_column(grid), "image_id": table["image_id"]})
 
     return encode
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import pyarrow as pa
@@ -25,9 +25,11 @@ from sidray import storage
 from sidray.data.catalogue import Catalogue, Rows
 from sidray.embedding.pool import Encoder, encode_rows, vector_column, write_rows
 from sidray.embedding.settings import EmbeddingSettings
-from sidray.models.fetch import Fetch, Sources
+from sidray.models.fetch import Fetch
 from sidray.models.settings import ModelSettings
-from sidray.models.towers import ImageInput, TextInput, Towers, load_trained
+from sidray.models.sources import Sources
+from sidray.models.towers import ImageInput, TextInput, Towers
+from sidray.models.trained import load_trained
 from sidray.steps import Summary, Work
 
 VERSION = 2
@@ -88,7 +90,7 @@ class _Cut:
 
 def load_stage_towers(job: EmbedJob) -> Towers:
     """The towers of a stage, without the parts whose outputs are cached."""
-    towers = job.sources.towers(job.model, job.sid_count)
+    towers = cast(Towers, job.sources.model(job.model, job.sid_count))
     load_trained(towers, storage.local_folder(job.towers))
     return towers.eval().to("cuda" if torch.cuda.is_available() else "cpu")
 

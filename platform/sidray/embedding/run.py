@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal, cast
 
 from sidray import storage
 from sidray.embedding.embed import EmbedJob, embed
-from sidray.models.fetch import sources_of
+from sidray.models.sources import sources_of
 from sidray.steps import Summary, Work
 from sidray.tokenizers.run import sid_count
 

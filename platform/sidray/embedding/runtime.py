@@ -5,33 +5,23 @@ model = RunModel.load(RunFolder.open(run));  model.queries(["noodle soup"])   # 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from sidray import storage
+from sidray.embedding.encoded import Encoded, Item, Vectors, unit
 from sidray.errors import UserError
 from sidray.finished import RunFolder
-from sidray.models.fetch import sources_of
 from sidray.models.inputs import Segment, batch_of, pixels, sid_segment
 from sidray.models.prompts import Prompter, load_tokenizer
-from sidray.models.towers import ImageInput, TextInput, Towers, load_trained
+from sidray.models.sources import sources_of
+from sidray.models.towers import ImageInput, TextInput, Towers
+from sidray.models.trained import load_trained
 from sidray.tokenizers.run import Assigner
-
-Item = Mapping[str, Any]  # title, image (bytes or None) and the recipe's text fields
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """vectors [n, dimension] float32 of unit length, and each item's SID tokens ([] in a run without SIDs)."""
-
-    vectors: np.ndarray[Any, np.dtype[np.float32]]
-    sids: list[list[int]]
 
 
 class RunModel:
@@ -43,6 +33,7 @@ class RunModel:
         self.final = final
         self.pretrained = pretrained
         self.assigner = assigner
+        self.reads_text, self.reads_pictures = True, pretrained.image is not None
         self.last_item = (*run.recipe.stages, *run.recipe.sid_stages)[-1].item
         tokenizer = load_tokenizer(storage.local_folder(run.output("text-weights")))
         fields = run.recipe.data.text_fields
@@ -59,26 +50,30 @@ class RunModel:
         return cls(run, final, pretrained, assigner)
 
     @property
+    def tokenizer(self) -> Any:
+        return self.prompter.tokenizer
+
+    @property
     def dimension(self) -> int:
         return self.final.dimension
 
-    def queries(self, texts: Sequence[str]) -> np.ndarray[Any, np.dtype[np.float32]]:
+    def queries(self, texts: Sequence[str]) -> Vectors:
         """MLP_Q(LLM(q)): [n, dimension]."""
         return self.encoded_queries(self.tokenised_queries(texts))
 
     def tokenised_queries(self, texts: Sequence[str]) -> list[list[int]]:
         return self.prompter.queries([self.prompter.query_text(text) for text in texts])
 
-    def encoded_queries(self, ids: Sequence[Sequence[int]]) -> np.ndarray[Any, np.dtype[np.float32]]:
+    def encoded_queries(self, ids: Sequence[Sequence[int]]) -> Vectors:
         """`ids` as `tokenised_queries` gives them."""
         with torch.inference_mode():
-            return _unit(self.final.query(self._encode(self.final, [[s] for s in self._segments(ids)])))
+            return unit(self.final.query(self._encode(self.final, [[s] for s in self._segments(ids)])))
 
-    def pictures(self, images: Sequence[bytes]) -> np.ndarray[Any, np.dtype[np.float32]]:
+    def pictures(self, images: Sequence[bytes]) -> Vectors:
         """Pictures as queries: their own SIDs through the final item tower with the text left empty.
 
         Raises UserError when the model reads text alone."""
-        if self.pretrained.image is None:
+        if not self.reads_pictures:
             raise UserError(
                 "this model reads no pictures", "search with a query, or choose a variant that has pictures"
             )
@@ -86,9 +81,9 @@ class RunModel:
             h_image = self._image(list(images))
             picture = self.pretrained.item(None, h_image)
             if self.assigner is None:
-                return _unit(picture)
-            sids = self.assigner.picture_sids(_unit(h_image), _unit(picture))
-            return _unit(self._with_sids([[]] * len(images), sids))
+                return unit(picture)
+            sids = self.assigner.picture_sids(unit(h_image), unit(picture))
+            return unit(self._with_sids([[]] * len(images), sids))
 
     def items(self, items: Sequence[Item]) -> Encoded:
         """New or changed items, each encoded as if it were alone."""
@@ -96,13 +91,13 @@ class RunModel:
         with torch.inference_mode():
             h_text = self._encode(self.pretrained, [[s] for s in self._segments(ids)])
             if self.last_item == "text":
-                return Encoded(_unit(self.final.item(h_text)), [[] for _ in items])
+                return Encoded(unit(self.final.item(h_text)), [[] for _ in items])
             h_image = self._image([item.get("image") for item in items])
             fused = self.pretrained.item(h_text, h_image)
             if self.assigner is None:
-                return Encoded(_unit(fused), [[] for _ in items])
-            sids = self.assigner.sids(_unit(h_text), _unit(h_image), _unit(fused)).tolist()
-            return Encoded(_unit(self._with_sids(ids, sids)), sids)
+                return Encoded(unit(fused), [[] for _ in items])
+            sids = self.assigner.sids(unit(h_text), unit(h_image), unit(fused)).tolist()
+            return Encoded(unit(self._with_sids(ids, sids)), sids)
 
     def _segments(self, ids: Sequence[Sequence[int]]) -> list[Segment]:
         return [Segment(np.array([*each, self.prompter.eos], np.int64)) for each in ids]
@@ -125,11 +120,7 @@ class RunModel:
 
 
 def _towers(run: RunFolder, sources: Any, role: str, sid_count: int) -> Towers:
-    towers: Towers = sources.towers(run.recipe.model, sid_count, with_frozen=True)
+    towers: Towers = sources.model(run.recipe.model, sid_count, with_frozen=True)
     load_trained(towers, storage.local_folder(storage.join(run.output(role), "towers.safetensors")))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return towers.eval().to(device)
-
-
-def _unit(value: Tensor) -> np.ndarray[Any, np.dtype[np.float32]]:
-    return np.asarray(F.normalize(value.float(), dim=-1).cpu().numpy(), np.float32)

@@ -100,8 +100,8 @@ def oracle(pool: Pool, clicks: pa.Table) -> Ranks:
 def bm25(pool: Pool, texts: Sequence[str]) -> Ranks:
     """BM25 (Lucene's form, k1 = 1.5, b = 0.75) of the query in the item's text; texts [N], one for each item row."""
     rows = np.flatnonzero(pool.candidates)
-    matrix, words = _bm25_matrix([tokens(texts[row]) for row in rows.tolist()])  # [candidates, words]
-    counts = _count_words(pool.queries.to_pylist(), words, matrix.shape[1])  # [n, words]
+    matrix, words = bm25_matrix([tokens(texts[row]) for row in rows.tolist()])  # [candidates, words]
+    counts = count_words(pool.queries.to_pylist(), words, matrix.shape[1])  # [n, words]
     ranks = _misses(pool)
     asked = np.flatnonzero(_found(pool))
     for members, scope in groups(pool.query_codes[asked], pool.item_codes, pool.candidates):
@@ -111,7 +111,7 @@ def bm25(pool: Pool, texts: Sequence[str]) -> Ranks:
             clicks = asked[members[start : start + block]]
             scores = (counts[clicks] @ inside).toarray()  # [b, scope]
             place = np.searchsorted(scope, pool.positives[clicks])
-            ranks.greater[clicks], ranks.equal[clicks] = _rank_scores(scores, place)
+            ranks.greater[clicks], ranks.equal[clicks] = rank_scores(scores, place)
     return ranks
 
 
@@ -124,7 +124,7 @@ def tokens(text: str) -> list[str]:
     return found
 
 
-def _bm25_matrix(documents: list[list[str]]) -> tuple[scipy.sparse.csr_matrix, dict[str, int]]:
+def bm25_matrix(documents: list[list[str]]) -> tuple[scipy.sparse.csr_matrix, dict[str, int]]:
     """The score that each word adds to each document, and the column of each word."""
     if not any(documents):
         return scipy.sparse.csr_matrix((len(documents), 0)), {}
@@ -135,14 +135,14 @@ def _bm25_matrix(documents: list[list[str]]) -> tuple[scipy.sparse.csr_matrix, d
     return scipy.sparse.csc_matrix(parts, shape=shape).tocsr(), retriever.vocab_dict
 
 
-def _count_words(queries: list[str], words: dict[str, int], width: int) -> scipy.sparse.csr_matrix:
+def count_words(queries: list[str], words: dict[str, int], width: int) -> scipy.sparse.csr_matrix:
     columns = [[words[word] for word in tokens(query) if word in words] for query in queries]
     starts = np.concatenate([[0], np.cumsum([len(line) for line in columns])])
     flat = np.array([column for line in columns for column in line], np.int64)
     return scipy.sparse.csr_matrix((np.ones(len(flat)), flat, starts), shape=(len(queries), width))
 
 
-def _rank_scores(scores: npt.NDArray[np.floating], place: Ints) -> Ranks:
+def rank_scores(scores: npt.NDArray[np.floating], place: Ints) -> Ranks:
     """Ranks of the candidates at column `place` [b] in scores [b, C]."""
     lines = np.arange(len(scores))
     own = scores[lines, place][:, None]

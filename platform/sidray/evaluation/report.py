@@ -69,11 +69,16 @@ def write_report(
 
 def table_text(results: Mapping[str, Result], row: str = ALL_CLICKS, width: int = 110) -> str:
     """One row of the report for all variants as a plain text table."""
-    table = Table(title=Text(row), title_justify="left")
-    for column in _header():
-        table.add_column(column, justify="left" if column == "variant" else "right")
-    for cells in _table(results, row):
-        table.add_row(*(Text(cell) for cell in cells))
+    return plain_table(row, _header(), _table(results, row), width)
+
+
+def plain_table(title: str, columns: list[str], cells: Iterable[list[str]], width: int) -> str:
+    """A table for a terminal: text as it is, without colours, the first column to the left."""
+    table = Table(title=Text(title), title_justify="left")
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="right" if number else "left")
+    for line in cells:
+        table.add_row(*(Text(cell) for cell in line))
     console = Console(file=io.StringIO(), width=width, color_system=None)
     console.print(table)
     return console.file.getvalue()  # type: ignore[attr-defined,no-any-return]
@@ -104,9 +109,14 @@ def plot(results: Mapping[str, Result]) -> bytes:
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
+    return png(figure)
+
+
+def png(figure: Figure) -> bytes:
+    """The drawn figure; a Figure of its own, without pyplot, draws with Agg: no display is needed."""
     figure.tight_layout()
     sink = io.BytesIO()
-    figure.savefig(sink, format="png")  # a Figure of its own, without pyplot, draws with Agg: no display is needed
+    figure.savefig(sink, format="png")
     return sink.getvalue()
 
 
@@ -115,17 +125,17 @@ def _markdown(results: Mapping[str, Result], notes: Mapping[str, str], compariso
     parts = ["# Evaluation", _HOW, f"![Recall@10 of every variant]({PLOT})"]
     for row in _rows(results):
         sizes = next(result["rows"][row] for result in results.values() if row in result["rows"])
-        size = f"{sizes['clicks']:.0f} clicks of {sizes['queries']:.0f} queries: {_escape(rules[row])}."
-        parts += [f"## {_escape(row.capitalize())}", size, _lines(_header(), _table(results, row))]
+        size = f"{sizes['clicks']:.0f} clicks of {sizes['queries']:.0f} queries: {escaped(rules[row])}."
+        parts += [f"## {escaped(row.capitalize())}", size, markdown_table(_header(), _table(results, row))]
     if comparisons:
         columns = ["R@10", "difference", "95 %", "p"]
         cells = [
             [name, f"{c.difference:+.4f}", f"{c.low:+.4f} to {c.high:+.4f}", f"{c.p:.4f}{'*' if c.significant else ''}"]
             for name, c in comparisons.items()
         ]
-        parts += ["## Comparisons", _PAIRED, _lines(columns, cells)]
+        parts += ["## Comparisons", _PAIRED, markdown_table(columns, cells)]
     if notes:
-        parts += ["## What the variants are", "\n".join(f"- {_escape(name)}: {_escape(notes[name])}" for name in notes)]
+        parts += ["## What the variants are", "\n".join(f"- {escaped(name)}: {escaped(notes[name])}" for name in notes)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -151,10 +161,10 @@ def _table(results: Mapping[str, Result], row: str) -> list[list[str]]:
     return lines
 
 
-def _lines(columns: list[str], cells: Iterable[list[str]]) -> str:
+def markdown_table(columns: list[str], cells: Iterable[list[str]]) -> str:
     marks = ["---" if n == 0 else "---:" for n in range(len(columns))]
-    return "\n".join("| " + " | ".join(_escape(cell) for cell in line) + " |" for line in [columns, marks, *cells])
+    return "\n".join("| " + " | ".join(escaped(cell) for cell in line) + " |" for line in [columns, marks, *cells])
 
 
-def _escape(text: str) -> str:
+def escaped(text: str) -> str:
     return " ".join(text.replace("|", "\\|").replace("<", "&lt;").split())

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -55,8 +56,20 @@ class EfficientNetLite(nn.Module):
         before = [self.network._conv_stem.out_channels, *(widths[i] for i in self._ends)] if pool == "stages" else []
         self.width = sum(before) + int(self.network._conv_head.out_channels)
 
+    has_cls = False
+
     def forward(self, pixels: Tensor) -> Tensor:
         """uint8 [B, 3, S, S], RGB -> means over all places, [B, width]."""
+        return torch.cat([output.mean((2, 3)) for output in self._outputs(pixels)], 1)
+
+    def grid(self, pixels: Tensor) -> Tensor:
+        """-> [B, L, width]: the places of the last layer; earlier stages are averaged over what lies behind each."""
+        outputs = self._outputs(pixels)
+        height, width = outputs[-1].shape[2:]  # 7 x 7 at 224 pixels
+        places = [F.adaptive_avg_pool2d(output, (height, width)) for output in outputs]
+        return torch.cat(places, 1).flatten(2).transpose(1, 2)
+
+    def _outputs(self, pixels: Tensor) -> list[Tensor]:
         net = self.network
         x = (pixels.to(net._conv_head.weight.dtype) - 127) / 128
         x = net._swish(net._bn0(net._conv_stem(x.contiguous(memory_format=torch.channels_last))))
@@ -67,8 +80,7 @@ class EfficientNetLite(nn.Module):
             if i in self._ends:
                 outputs.append(x)
         outputs.append(net._swish(net._bn1(net._conv_head(x))))
-        kept = outputs if self.pool == "stages" else outputs[-1:]
-        return torch.cat([output.mean((2, 3)) for output in kept], 1)
+        return outputs if self.pool == "stages" else outputs[-1:]
 
 
 def load_efficientnet_lite(variant: str, weights: Path | None, pool: Pool = "last") -> EfficientNetLite:

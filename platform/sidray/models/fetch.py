@@ -5,7 +5,7 @@ Columns: query, text, item (text + SIDs), image, doc2docid, causal, causal_sids,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -29,29 +29,10 @@ from sidray.models.inputs import (
 )
 from sidray.models.prompts import Prompter, load_tokenizer
 from sidray.models.settings import ModelSettings
-from sidray.models.towers import Towers, build_towers, len_tokenizer
+from sidray.models.sources import Sources
+from sidray.models.towers import len_tokenizer
 
 NO_ITEM = np.iinfo(np.int64).max
-
-
-@dataclass(frozen=True)
-class Sources:
-    """Where the inputs lie (URIs of step outputs; None = the step is not part of this recipe)."""
-
-    catalogue: str
-    text_weights: str
-    image_weights: str | None = None
-    text_cache: str | None = None
-    image_cache: str | None = None
-    sids: str | None = None
-    tokenizers: str | None = None
-    negatives: str | None = None
-    shuffle: int | None = None
-
-    def towers(self, model: ModelSettings, sid_count: int, with_frozen: bool = False) -> Towers:
-        """Towers with the initial weights."""
-        image = None if self.image_weights is None else storage.local_folder(self.image_weights)
-        return build_towers(storage.local_folder(self.text_weights), image, model, sid_count, with_frozen)
 
 
 @dataclass(frozen=True)
@@ -218,18 +199,3 @@ class Fetch:
 
 _ITEM_TEXT = frozenset({"text", "item", "doc2docid", "causal", "causal_sids"})
 _QUERY_TEXT = frozenset({"query", "causal", "causal_sids"})
-
-
-def sources_of(inputs: Mapping[str, str], shuffle: int | None) -> Sources:
-    """Sources from the inputs of a step, by role."""
-    return Sources(
-        catalogue=inputs["catalogue"],
-        text_weights=inputs["text-weights"],
-        image_weights=inputs.get("image-weights"),
-        text_cache=inputs.get("text-cache"),
-        image_cache=inputs.get("image-cache"),
-        sids=inputs.get("sids"),
-        tokenizers=inputs.get("tokenizers"),
-        negatives=inputs.get("negatives"),
-        shuffle=shuffle,
-    )

@@ -1,11 +1,13 @@
 """The image encoder: any Hugging Face vision tower, or EfficientNet-Lite. Pixels are uint8 until here.
 
 forward: pixels uint8 [B, 3, S, S] -> [B, width], the tower's pooled output.
+grid:    -> [B, L, width], its features place by place; row 0 is the [CLS] token of a tower that has one (has_cls).
 """
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,20 @@ from torch import Tensor, nn
 from sidray.errors import UserError
 
 EFFICIENTNETS = ("efficientnet-lite0", "efficientnet-lite2")
+VISION = "vision.json"
+
+
+@dataclass(frozen=True)
+class Vision:
+    """What is known of a vision encoder without its weights: the width of its features, whether it has a [CLS]."""
+
+    width: int
+    has_cls: bool
+
+    @classmethod
+    def of(cls, folder: Path) -> Vision:
+        """What `weights.prepare_image` noted."""
+        return cls(**json.loads((folder / VISION).read_text()))
 
 
 class VisionTower(nn.Module):
@@ -30,13 +46,27 @@ class VisionTower(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1) * 255, persistent=False)
 
-    def forward(self, pixels: Tensor) -> Tensor:
+    def _run(self, pixels: Tensor) -> Any:
         dtype = next(self.model.parameters()).dtype
-        x = ((pixels.float() - self.mean) / self.std).to(dtype)  # [B, 3, S, S]
-        out = self.model(pixel_values=x)
+        return self.model(pixel_values=((pixels.float() - self.mean) / self.std).to(dtype))  # [B, 3, S, S]
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        out = self._run(pixels)
         pooled = getattr(out, "pooler_output", None)
         result: Tensor = pooled if pooled is not None else out.last_hidden_state[:, 0]
         return result
+
+    @property
+    def has_cls(self) -> bool:
+        """ViT and CLIP put a [CLS] token before the patches, SigLIP has none."""
+        return hasattr(self.model, "embeddings") and any(
+            hasattr(self.model.embeddings, name) for name in ("cls_token", "class_embedding")
+        )
+
+    def grid(self, pixels: Tensor) -> Tensor:
+        """Last hidden states: [B, 3, S, S] -> [B, L, width]."""
+        states: Tensor = self._run(pixels).last_hidden_state
+        return states
 
 
 def vision_part(model: Any) -> Any:

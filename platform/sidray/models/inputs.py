@@ -72,8 +72,8 @@ class RawTexts:
         return self._segments([[]])[0]
 
 
-class CachedTexts:
-    """Reads ids and hidden states that the `text-cache` step computed once per distinct text."""
+class StateCache:
+    """Ids and hidden states at the cut, computed once per distinct text (embedding.cache)."""
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
@@ -84,15 +84,8 @@ class CachedTexts:
 
         return lance.dataset(storage.join(self.uri, "texts.lance"))
 
-    @cached_property
-    def _index(self) -> Mapping[str, Rows]:
-        import lance
-
-        names = ("items", "queries")
-        tables = {name: lance.dataset(storage.join(self.uri, f"{name}.lance")).to_table() for name in names}
-        return {name: table["text"].to_numpy() for name, table in tables.items()}
-
-    def _take(self, texts: Rows) -> list[Segment]:
+    def take(self, texts: Rows) -> list[Segment]:
+        """The texts of these numbers, repetitions allowed."""
         distinct, back = np.unique(texts, return_inverse=True)
         table = self._texts.take(distinct, columns=["ids", "states"])
         segments = []
@@ -101,14 +94,32 @@ class CachedTexts:
             segments.append(Segment(np.asarray(ids, np.int64), flat.reshape(len(ids), -1)))
         return [segments[i] for i in back]
 
+    def index(self, name: str) -> Rows:
+        """The text of every row of `name`: items or queries."""
+        import lance
+
+        table = lance.dataset(storage.join(self.uri, f"{name}.lance")).to_table()
+        return np.asarray(table["text"].to_numpy())
+
+
+class CachedTexts:
+    """Segments that the `text-cache` step computed."""
+
+    def __init__(self, uri: str) -> None:
+        self.cache = StateCache(uri)
+
+    @cached_property
+    def _index(self) -> Mapping[str, Rows]:
+        return {name: self.cache.index(name) for name in ("items", "queries")}
+
     def items(self, rows: Rows) -> list[Segment]:
-        return self._take(self._index["items"][rows])
+        return self.cache.take(self._index["items"][rows])
 
     def queries(self, query_ids: Rows, queries: Sequence[str]) -> list[Segment]:
-        return self._take(self._index["queries"][query_ids])
+        return self.cache.take(self._index["queries"][query_ids])
 
     def empty(self) -> Segment:
-        return self._take(np.zeros(1, np.int64))[0]
+        return self.cache.take(np.zeros(1, np.int64))[0]
 
 
 def item_texts(table: pa.Table, prompter: Prompter) -> list[str]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from sidray import storage
-from sidray.data.catalogue import Catalogue
+from sidray.data.catalogue import Catalogue, Rows
+from sidray.models.note_prompts import note_text
 from sidray.models.prompts import item_prompt, query_prompt
 from sidray.models.settings import ModelSettings
 from sidray.models.weights import prepare_image, prepare_text
@@ -28,13 +30,22 @@ def text_weights(model: ModelSettings, work: Work) -> Summary:
 
 
 def training_texts(catalogue: Catalogue, model: ModelSettings) -> Iterator[str]:
-    """The prompts of train items and train queries."""
-    for start in range(0, len(catalogue.train_items), BATCH):
-        rows = catalogue.train_items[start : start + BATCH]
-        for row in catalogue.items(rows, ["title", *catalogue.text_fields]).to_pylist():
-            yield item_prompt(row, model.prompts, catalogue.text_fields)
+    """What the model will read of the train split: the prompts of items and queries, or notes."""
+    note, fields = model.note, catalogue.text_fields
+    if note is not None:
+        yield note.opening + "{'image': }" + note.instruction
+        for row in _items(catalogue, catalogue.paired_items("train")):
+            yield note_text(row, note, fields)
+        return
+    for row in _items(catalogue, catalogue.train_items):
+        yield item_prompt(row, model.prompts, fields)
     for query in catalogue.clicks("train")["query"]:
         yield query_prompt(query.as_py(), model.prompts)
+
+
+def _items(catalogue: Catalogue, rows: Rows) -> Iterator[dict[str, Any]]:
+    for start in range(0, len(rows), BATCH):
+        yield from catalogue.items(rows[start : start + BATCH], ["title", *catalogue.text_fields]).to_pylist()
 
 
 def image_weights(model: ModelSettings, work: Work) -> Summary:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from sidray.config import Settings
+from sidray.models.note_settings import NoteSettings
 
 Positive = Annotated[int, Field(gt=0)]
 
@@ -83,18 +84,26 @@ class Fusion(Settings):
 
 
 class ModelSettings(Settings):
-    """`mlp`: widths of MLP_Q's and MLP_I's layers after the input; the last one is the dimension of the service."""
+    """`mlp`: widths of MLP_Q's and MLP_I's layers after the input; the last one is the dimension of the service.
+    `note`: an MLRM (NoteLLM-2) in place of the two towers; `prompts`, `fusion` and `mlp` are the towers' alone."""
 
     text: TextSettings = TextSettings()
     image: ImageSettings = ImageSettings()
     prompts: Prompts = Prompts()
     fusion: Fusion = Fusion()
     mlp: Annotated[list[Positive], Field(min_length=1)] = Field(default_factory=lambda: [512, 256, 128])
+    note: NoteSettings | None = None
     seed: int = 0
 
     @model_validator(mode="after")
+    def _note_has_pictures(self) -> ModelSettings:
+        if self.note is not None and self.note.looks and self.image.weights == "none":
+            raise ValueError("note looks at pictures, and image.weights is none: set note.inputs, early and late")
+        return self
+
+    @model_validator(mode="after")
     def _segments(self) -> ModelSettings:
-        if self.text.frozen_layers and self.prompts.sids:
+        if self.note is None and self.text.frozen_layers and self.prompts.sids:
             raise ValueError(
                 "prompts.sids must be empty when text.frozen_layers > 0: SIDs enter above the cached layers"
             )

@@ -92,6 +92,17 @@ class TextEncoder(nn.Module):
         result: Tensor = out.last_hidden_state
         return result
 
+    def states_among(self, ids: Tensor, is_text: Tensor, mask: Tensor) -> Tensor:
+        """The same where other tokens stand among the text: it passes the frozen layers without them, and what the
+        others get is to be replaced. ids, is_text, mask [B, T] -> [B, T, d]."""
+        ids = ids.masked_fill(~is_text, 0)
+        if self.lower is None or bool((is_text == mask).all()):
+            return self.states(ids, mask)
+        order = (~is_text).long().argsort(dim=1, stable=True)  # text tokens first
+        packed = self.states(ids.gather(1, order), is_text.gather(1, order))  # [B, T, d]
+        back = order.argsort(dim=1)
+        return packed.gather(1, back[..., None].expand_as(packed))
+
     def _embed(self, ids: Tensor) -> Tensor:
         out: Tensor = self.lm.get_input_embeddings()(ids)
         return out

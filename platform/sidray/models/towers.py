@@ -14,15 +14,12 @@ from typing import cast
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from sidray.errors import UserError
-from sidray.models.image import load_image_encoder
+from sidray.models.image import Vision, load_image_encoder
 from sidray.models.settings import Fusion, ModelSettings
 from sidray.models.text import TextEncoder, load_lm, pool_last, pool_mean
-
-SID_TOKENS = "text.sids."  # how the names of their weights begin
+from sidray.models.trained import TrainedModel
 
 
 @dataclass(frozen=True)
@@ -74,7 +71,7 @@ def fuse(h_text: Tensor | None, h_image: Tensor | None, fusion: Fusion) -> Tenso
     return torch.stack(parts).sum(0)
 
 
-class Towers(nn.Module):
+class Towers(TrainedModel):
     """All trained parts. `frozen_trunk` is present only where raw pixels have to be encoded (serving, new items)."""
 
     def __init__(self, text: TextEncoder, image: nn.Module | None, settings: ModelSettings, base: int) -> None:
@@ -93,23 +90,22 @@ class Towers(nn.Module):
         self.mlp_q = mlp(width, settings.mlp)
         self.mlp_i = copy.deepcopy(self.mlp_q)  # what h_q and h_item have in common is so from the first step
 
+    def groups(self) -> Mapping[str, list[nn.Module]]:
+        image = [self.image] if self.image is not None and not self.settings.image.frozen else []
+        return {
+            "text": [self.text.lm],
+            "image": [*image, *([self.project] if self.image is not None else [])],
+            "mlp": [self.mlp_q, self.mlp_i],
+            "sids": [self.text.sids] if self.text.sids is not None else [],
+        }
+
     def hidden(self, inputs: TextInput) -> Tensor:
         """Last hidden states [B, T, d] of whole sequences."""
         states = inputs.states
         if states is None:
-            states = self._states(inputs)
+            is_text = (inputs.ids < self.base) & inputs.mask  # [B, T]
+            states = self.text.states_among(inputs.ids, is_text, inputs.mask)
         return self.text.hidden(states, inputs.ids, inputs.mask, self.base)
-
-    def _states(self, inputs: TextInput) -> Tensor:
-        """States at the cut from raw ids: the text tokens pass the frozen layers without the SID tokens among them."""
-        is_text = (inputs.ids < self.base) & inputs.mask  # [B, T]
-        ids = inputs.ids.masked_fill(inputs.ids >= self.base, 0)
-        if self.text.lower is None or bool((is_text == inputs.mask).all()):
-            return self.text.states(ids, inputs.mask)
-        order = (~is_text).long().argsort(dim=1, stable=True)  # text tokens first
-        packed = self.text.states(ids.gather(1, order), is_text.gather(1, order))  # [B, T, d]
-        back = order.argsort(dim=1)
-        return packed.gather(1, back[..., None].expand_as(packed))
 
     def encode_text(self, inputs: TextInput) -> Tensor:
         """h_q, h_text or LLM(text + SIDs): [B, d]."""
@@ -145,53 +141,6 @@ class Towers(nn.Module):
         return out
 
 
-def groups(towers: Towers) -> Mapping[str, list[nn.Module]]:
-    """The parts that a stage can train, by the names that recipes use."""
-    image = [towers.image] if towers.image is not None and not towers.settings.image.frozen else []
-    return {
-        "text": [towers.text.lm],
-        "image": [*image, *([towers.project] if towers.image is not None else [])],
-        "mlp": [towers.mlp_q, towers.mlp_i],
-        "sids": [towers.text.sids] if towers.text.sids is not None else [],
-    }
-
-
-def set_trainable(towers: Towers, names: list[str]) -> None:
-    """Freezes everything but the named groups. Weights below a cut stay frozen whatever is named."""
-    towers.requires_grad_(False)
-    for name in names:
-        for module in groups(towers)[name]:
-            module.requires_grad_(True)
-    if towers.text.cut:
-        towers.text.lm.get_input_embeddings().weight.requires_grad_(False)
-    if towers.text.sids is not None:
-        towers.text.sids.scale.requires_grad_(False)
-
-
-def is_cached(name: str, towers: Towers) -> bool:
-    """Whether a weight never changes in any stage, so that it lives in the weights step alone."""
-    if name.startswith("text.lower."):
-        return True
-    if towers.text.cut and ("embed_tokens" in name or "lm_head" in name):
-        return True
-    return name.startswith("image.") and towers.settings.image.frozen
-
-
-def trained_state(towers: Towers) -> dict[str, Tensor]:
-    """The weights that stages set, each once (tied weights share one name)."""
-    state: dict[str, Tensor] = {}
-    seen: set[int] = set()
-    for name, value in towers.named_parameters():  # yields tied parameters once
-        if not is_cached(name, towers) and id(value) not in seen:
-            seen.add(id(value))
-            state[name] = value.detach().cpu().contiguous()
-    return state
-
-
-def save_towers(state: Mapping[str, Tensor], path: Path) -> None:
-    save_file(dict(state), str(path))
-
-
 def build_towers(
     text_folder: Path, image_folder: Path | None, settings: ModelSettings, sid_count: int, with_frozen: bool
 ) -> Towers:
@@ -216,32 +165,9 @@ class _Width(nn.Module):
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
-        self.width = int((folder / "width.txt").read_text())
+        self.width = Vision.of(folder).width
 
 
 def len_tokenizer(folder: Path) -> int:
     """Number of text tokens: SID token k has the id this + k."""
     return int((folder / "size.txt").read_text())
-
-
-def load_trained(towers: Towers, path: Path) -> set[str]:
-    """Puts a stage's weights on the towers and returns their names. SID tokens may be new; all else must match.
-
-    Raises UserError when the file belongs to another model."""
-    state = load_file(str(path))
-    own = dict(towers.named_parameters())
-    wrong = [n for n, v in state.items() if n not in own or own[n].shape != v.shape]
-    missing = [n for n in trained_state(towers) if n not in state and not n.startswith(SID_TOKENS)]
-    if wrong or missing:
-        name = (wrong or missing)[0]
-        has = tuple(state[name].shape) if name in state else "nothing"
-        wants = tuple(own[name].shape) if name in own else "nothing"
-        raise UserError(
-            f"checkpoint {path} belongs to another model: {name} has shape {has}, this model wants {wants}"
-            f" ({len(wrong)} weights do not fit, {len(missing)} are missing)",
-            "use the recipe (sections model and tokenizer) that the checkpoint was trained with",
-        )
-    with torch.no_grad():
-        for name, value in state.items():
-            own[name].copy_(value)
-    return set(state)

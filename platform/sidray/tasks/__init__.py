@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sidray.tasks.base import Contrastive, Task
 from sidray.tasks.generative import Causal, CausalSids, Doc2DocId
 from sidray.tasks.image2text import Image2Text
+from sidray.tasks.note2note import CrossModal, Note2Note, Note2NoteVisual
 from sidray.tasks.query2image import Query2Image
 from sidray.tasks.query2item import Query2Item, Query2ItemHard
 from sidray.tasks.query2text import Query2Text
@@ -14,13 +15,16 @@ from sidray.tasks.query2text import Query2Text
 if TYPE_CHECKING:
     from sidray.training.settings import StageSettings
 
-TASKS: dict[str, type[Task]] = {
+TASKS: dict[str, type[Task[Any]]] = {
     task.name: task
-    for task in (Query2Text, Image2Text, Query2Image, Query2Item, Query2ItemHard, Doc2DocId, Causal, CausalSids)
+    for task in (
+        *(Query2Text, Image2Text, Query2Image, Query2Item, Query2ItemHard, Doc2DocId, Causal, CausalSids),
+        *(Note2Note, Note2NoteVisual, CrossModal),
+    )
 }
 
 
-def make_task(name: str, stage: StageSettings) -> Task:
+def make_task(name: str, stage: StageSettings) -> Task[Any]:
     """The task with what it takes from the stage: its temperature, or the vocabulary of its softmax."""
     kind = TASKS[name]
     if issubclass(kind, Contrastive | Query2ItemHard):

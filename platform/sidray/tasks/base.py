@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, Literal
+from typing import ClassVar, Generic, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -11,12 +11,17 @@ from torch import Tensor
 from sidray.tasks.losses import global_mean, info_nce
 from sidray.tasks.views import ItemKind, Views
 
-Rows = Literal["clicks", "items"]
+Rows = Literal["clicks", "items", "pairs"]
 Metrics = dict[str, Tensor]
 
 
-class Task(ABC):
-    """`rows`: what a row of its batch is. `columns`: which inputs are fetched (see models.fetch)."""
+V = TypeVar("V")
+
+
+class Task(ABC, Generic[V]):
+    """`rows`: what a row of its batch is. `columns`: which inputs are fetched (see models.fetch and note_inputs). V:
+    what the loss sees of the batch, Views of the towers or NoteViews of an MLRM. `contrastive`: it is validated over
+    all held-out rows at once."""
 
     name: ClassVar[str]
     rows: ClassVar[Rows]
@@ -27,7 +32,7 @@ class Task(ABC):
         """Names of the inputs that `loss` reads, given what items are made of in the stage."""
 
     @abstractmethod
-    def loss(self, views: Views) -> tuple[Tensor, Metrics]:
+    def loss(self, views: V) -> tuple[Tensor, Metrics]:
         """The loss of the global batch (see losses.global_mean) and detached metrics, each a scalar or [b]."""
 
 
@@ -38,7 +43,7 @@ ITEM_COLUMNS: dict[ItemKind, frozenset[str]] = {
 }
 
 
-class Contrastive(Task):
+class Contrastive(Task[Views]):
     """InfoNCE between two views; subclasses give the pair and the false negatives that their rule masks."""
 
     contrastive = True

@@ -20,7 +20,7 @@ def next_tokens(batch: Batch, name: str) -> tuple[Tensor, Tensor, Tensor]:
     return row, position, batch[f"{name}.ids"][row, position + 1]
 
 
-class Generative(Task):
+class Generative(Task[Views]):
     """Cross-entropy of the marked tokens, averaged over the tokens of the global batch."""
 
     column: str

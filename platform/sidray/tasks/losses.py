@@ -73,18 +73,24 @@ def global_mean(values: Tensor, weights: Tensor) -> Tensor:
 
 
 def info_nce(
-    anchors: Tensor, positives: Tensor, tau: float, false_negatives: Tensor | None = None, valid: Tensor | None = None
+    anchors: Tensor,
+    candidates: Tensor,
+    tau: float | Tensor,
+    false_negatives: Tensor | None = None,
+    valid: Tensor | None = None,
+    positives: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """InfoNCE, SMGR eq. (4), with cosine similarity and the positives of all ranks as negatives.
+    """InfoNCE, SMGR eq. (4), with cosine similarity and the candidates of all ranks as negatives.
 
-    anchors, positives [b, d]; false_negatives [b, world * b] bool: candidates that are no negatives of the anchor (its
-    own positive never counts as one); valid [b] bool: rows that take part, as anchor and as candidate.
+    anchors, candidates [b, d]; false_negatives [b, world * b] bool: candidates that are no negatives of the anchor (its
+    own positive never counts as one); valid [b] bool: rows that take part, as anchor and as candidate; positives [b]:
+    which of the rank's own candidates is the anchor's positive (None: the one of the same row).
     Returns the loss (a scalar) and each anchor's rank of its positive [b], 0 = first, ties above it.
     """
-    candidates = gather(F.normalize(positives.float(), dim=-1))  # [world * b, d]
-    scores = F.normalize(anchors.float(), dim=-1) @ candidates.T / tau  # [b, world * b]
+    everyone = gather(F.normalize(candidates.float(), dim=-1))  # [world * b, d]
+    scores = F.normalize(anchors.float(), dim=-1) @ everyone.T / tau  # [b, world * b]
     rows = torch.arange(len(anchors), device=anchors.device)
-    own = rows + rank() * len(anchors)
+    own = (rows if positives is None else positives) + rank() * len(anchors)
     valid = torch.ones(len(anchors), dtype=torch.bool, device=anchors.device) if valid is None else valid
     out = ~gather(valid)[None, :].expand_as(scores)
     if false_negatives is not None:

@@ -26,7 +26,7 @@ class Query2Item(Contrastive):
         return views.clicked
 
 
-class Query2ItemHard(Task):
+class Query2ItemHard(Task[Views]):
     """The same pair against the query's hard negatives: relevant by score and never clicked for it in train."""
 
     name = "query2item_hard"

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sidray.models.towers import Towers, trained_state
+from sidray.models.trained import TrainedModel, trained_state
 from sidray.training.settings import StageSettings, TrainingSettings
 
 
@@ -74,17 +74,17 @@ def make_engine(
     return engine
 
 
-def full_state(towers: Towers) -> dict[str, Tensor]:
+def full_state(model: TrainedModel) -> dict[str, Tensor]:
     """The stage's weights whole and in fp32, from any ZeRO stage. Every rank must call it."""
     from deepspeed.runtime.zero import GatheredParameters
     from deepspeed.utils import safe_get_full_fp32_param
 
     masters: dict[str, Tensor] = {}
-    for name, parameter in towers.named_parameters():
+    for name, parameter in model.named_parameters():
         if hasattr(parameter, "_hp_mapping") or hasattr(parameter, "ds_id"):
             value = safe_get_full_fp32_param(parameter) if parameter.requires_grad else None
             if value is not None:
                 masters[name] = value.detach().cpu().contiguous()
-    with GatheredParameters(list(towers.parameters())):
-        state = trained_state(towers)
+    with GatheredParameters(list(model.parameters())):
+        state = trained_state(model)
     return {name: masters.get(name, value.float()) for name, value in state.items()}

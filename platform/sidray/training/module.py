@@ -1,14 +1,18 @@
-"""The module that a DeepSpeed engine wraps: towers + a stage's tasks; forward sums their losses (joint training)."""
+"""The module that a DeepSpeed engine wraps: a model + a stage's tasks; forward sums their losses (joint training)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, cast
 
 from torch import Tensor, nn
 
-from sidray.models.towers import Towers, set_trainable
+from sidray.models.mlrm import Mlrm
+from sidray.models.towers import Towers
+from sidray.models.trained import TrainedModel, set_trainable
 from sidray.tasks import make_task
-from sidray.tasks.base import Task
+from sidray.tasks.base import Rows, Task
+from sidray.tasks.note_views import NoteViews
 from sidray.tasks.views import Batch, Views
 from sidray.training.settings import StageSettings
 
@@ -16,21 +20,21 @@ from sidray.training.settings import StageSettings
 class StageModule(nn.Module):
     """forward(batch) -> (weighted sum of the tasks' losses, metrics by task: loss, R@1, R@10, token accuracy)."""
 
-    def __init__(self, towers: Towers, stage: StageSettings, chunk: int = 0) -> None:
+    def __init__(self, model: TrainedModel, stage: StageSettings, chunk: int = 0) -> None:
         super().__init__()
-        set_trainable(towers, [part for part in stage.train if part != "sids" or towers.text.sids is not None])
-        self.towers = towers
+        set_trainable(model, stage.train)
+        self.model = model
         self.stage = stage
         self.chunk = chunk
-        self.tasks: dict[Task, float] = {make_task(name, stage): weight for name, weight in stage.tasks.items()}
+        self.tasks: dict[Task[Any], float] = {make_task(name, stage): weight for name, weight in stage.tasks.items()}
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         return self.run(batch, list(self.tasks))
 
-    def run(self, batch: Batch, tasks: Sequence[Task]) -> tuple[Tensor, dict[str, Tensor]]:
+    def run(self, batch: Batch, tasks: Sequence[Task[Any]]) -> tuple[Tensor, dict[str, Tensor]]:
         """The same for some of the stage's tasks."""
-        views = Views(self.towers, batch, self.stage.item, self.chunk)
-        total = batch["item_row"].new_zeros((), dtype=next(self.towers.parameters()).dtype).float()
+        views = self._views(batch)
+        total = batch["item_row"].new_zeros((), dtype=next(self.model.parameters()).dtype).float()
         metrics: dict[str, Tensor] = {}
         for task in tasks:
             loss, found = task.loss(views)
@@ -39,6 +43,11 @@ class StageModule(nn.Module):
             metrics |= {f"{task.name}/{name}": value for name, value in found.items()}
         return total, metrics
 
+    def _views(self, batch: Batch) -> Views | NoteViews:
+        if isinstance(self.model, Mlrm):
+            return NoteViews(self.model, batch, self.chunk)
+        return Views(cast(Towers, self.model), batch, self.stage.item, self.chunk)
+
 
 def columns_of(stage: StageSettings) -> frozenset[str]:
     """All inputs that the stage's tasks read."""
@@ -46,7 +55,8 @@ def columns_of(stage: StageSettings) -> frozenset[str]:
     return frozenset().union(*(task.columns(stage.item) for task in tasks))
 
 
-def rows_of(stage: StageSettings) -> str:
-    """Tasks that need no query run on item rows when they are alone; beside others they read the same click rows."""
+def rows_of(stage: StageSettings) -> Rows:
+    """Tasks that need no query run on item rows when they are alone; beside others they read the same click rows. Tasks
+    on pairs have no others beside them."""
     kinds = {make_task(name, stage).rows for name in stage.tasks}
-    return "clicks" if "clicks" in kinds else "items"
+    return next(kind for kind in ("pairs", "clicks", "items") if kind in kinds)

@@ -1,11 +1,13 @@
-"""The picture of a stage: every task's loss over the steps, and its held-out recall."""
+"""The pictures of a stage: every task's loss over the steps and its held-out recall; saliency scores by layer."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 History = Sequence[Mapping[str, float]]
+Scores = Mapping[str, Sequence[float] | None]  # S_v, S_t, S_o by layer; None: there is no such score
 
 
 def _smooth(values: Sequence[float], weight: float = 0.9) -> list[float]:
@@ -37,6 +39,38 @@ def plot_stage(name: str, history: History, validation: History) -> bytes:
     right.set(title=f"{name}: held-out", xlabel="step", ylim=(0, 1))
     if shown:
         right.legend(fontsize=8)
+    return _png(figure)
+
+
+def plot_saliency(name: str, layers: Sequence[int], values: Scores) -> bytes:
+    """Relative sizes of S_v, S_t and S_o by layer, as in figure 3 of NoteLLM-2. A PNG."""
+    return plot_saliencies({name: (layers, values)})
+
+
+def plot_saliencies(models: Mapping[str, tuple[Sequence[int], Scores]]) -> bytes:
+    """The same of several models side by side, as in figure 4: name -> layers and relative scores."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    columns = min(4, len(models))
+    rows = -(-len(models) // columns)
+    figure = Figure(figsize=(1.0 + 2.8 * columns, 0.4 + 2.6 * rows), layout="constrained")
+    every = sorted({layer for layers, _ in models.values() for layer in layers})
+    for number, (name, (layers, values)) in enumerate(models.items(), 1):
+        axes = figure.add_subplot(rows, columns, number)
+        for colour, (score, sizes) in zip(("C1", "C0", "0.5"), values.items(), strict=True):
+            if sizes is not None:
+                axes.plot(layers, sizes, color=colour, marker="o", markersize=4, label=f"${score}$")
+        axes.set(xlabel="layer", xlim=(every[0] - 0.3, every[-1] + 0.3), ylim=(0, 1))
+        axes.set_title(name, fontsize=10, parse_math=False)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+    figure.supylabel("relative saliency", fontsize=10)
+    return _png(figure)
+
+
+def _png(figure: Any) -> bytes:
     out = io.BytesIO()
     figure.savefig(out, dpi=110, format="png")
     return out.getvalue()

