@@ -135,11 +135,13 @@ def by_hand(monkeypatch: pytest.MonkeyPatch) -> Callable[[StageModule, dict[str,
         hand = ByHand()
         hand.nudge = nudge
         monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "by_hand", hand)
-        lm = module.model.text.lm
-        before = lm.config._attn_implementation
-        lm.set_attn_implementation("by_hand")
+        text = module.model.text
+        before, last = text.lm.config._attn_implementation, text._last
+        text.lm.set_attn_implementation("by_hand")
+        text._last = None  # the last layer at the compressed words alone does not ask for attention
         loss = module.eval()(batch)[0]
-        lm.set_attn_implementation(before)
+        text.lm.set_attn_implementation(before)
+        text._last = last
         return loss, hand
 
     return run
@@ -276,7 +278,7 @@ def test_the_model_is_left_as_it_was(case: Any) -> None:
     lm, image = module.model.text.lm, module.model.image
     module.train()
     image.eval()
-    before = lm.config._attn_implementation
+    before, last = lm.config._attn_implementation, module.model.text._last
     modes = [part.training for part in module.modules()]
     module.chunk = 3
     with torch.no_grad():
@@ -284,6 +286,7 @@ def test_the_model_is_left_as_it_was(case: Any) -> None:
     assert torch.equal(first.sums, second.sums)  # no dropout
     assert before == "sdpa" == lm.config._attn_implementation
     assert [part.training for part in module.modules()] == modes
+    assert module.model.text._last is last
     assert module.chunk == 3
     assert all(parameter.grad is None for parameter in module.parameters())
     assert not any(part._forward_hooks or part._forward_pre_hooks for part in module.modules())
@@ -328,7 +331,7 @@ def test_models_without_attention_of_an_lm_are_refused(weights: Path, tmp_path: 
     text = settings.text.model_copy(update={"config": other | {"model_type": "gpt_neox"}})
     write_weights(tmp_path, settings.model_copy(update={"text": text}))
     module = module_of(tmp_path, TASKS["basic"], settings_of(tmp_path, **VARIANTS["basic"]))
-    with pytest.raises(UserError, match="GPTNeoXForCausalLM give out no attention"):
+    with pytest.raises(UserError, match="not every layer of GPTNeoXForCausalLM"):
         saliency_of(module, batch_for(tmp_path, module))
 
 

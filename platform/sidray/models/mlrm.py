@@ -112,14 +112,19 @@ class Mlrm(TrainedModel):
         if inputs.text is None:
             assert v is not None
             return None, self._project(v, None, None)
-        hidden = self.hidden(inputs.text, grid)
-        last = inputs.text.mask.sum(1).clamp(min=1) - 1  # [B]
         present = None if inputs.image is None else inputs.image.present
-        compressed = self._project(_at(hidden, last), v, present)
+        words = self.words(inputs.text)
+        compressed = self.hidden_at(inputs.text, grid, words)  # [B, 1 or 2, d]
+        projected = [self._project(compressed[:, word], v, present) for word in range(words.shape[1])]
+        return projected[0] if self.note.micl else None, projected[-1]
+
+    def words(self, text: TextInput) -> Tensor:
+        """Where the compressed words stand: [B, 1] the last position, with mICL [B, 2], before it the one in front of
+        <IMG_EMB> (any place in rows without)."""
+        last = text.mask.sum(1).clamp(min=1) - 1
         if not self.note.micl:
-            return None, compressed
-        word = (inputs.text.ids == self.base).long().argmax(1).sub(1).clamp(min=0)  # before <IMG_EMB>
-        return self._project(_at(hidden, word), v, present), compressed
+            return last[:, None]
+        return torch.stack([(text.ids == self.base).long().argmax(1).sub(1).clamp(min=0), last], 1)
 
     def grid(self, image: ImageInput) -> Tensor:
         """Z_v [B, L, w] of pixels [B, 3, S, S], or as it was cached."""
@@ -136,6 +141,14 @@ class Mlrm(TrainedModel):
 
     def hidden(self, text: TextInput, grid: Tensor | None) -> Tensor:
         """H = LLM(E_m): last hidden states [B, T, d]."""
+        return self.text.hidden(self._embed(text, grid), text.ids, text.mask, self.base)
+
+    def hidden_at(self, text: TextInput, grid: Tensor | None, positions: Tensor) -> Tensor:
+        """H at positions [B, P] alone: [B, P, d]."""
+        return self.text.hidden_at(self._embed(text, grid), text.ids, text.mask, self.base, positions)
+
+    def _embed(self, text: TextInput, grid: Tensor | None) -> Tensor:
+        """E_m, the states at the cut with visual embeddings among them: [B, T, d]."""
         states = text.states
         if states is None:
             is_text = (text.ids >= 0) & (text.ids < self.base) & text.mask
@@ -147,7 +160,7 @@ class Mlrm(TrainedModel):
             order = visual.long().cumsum(1).sub(1).clamp(min=0)  # [B, T]: which embedding of the row
             chosen = embeddings.gather(1, order[..., None].expand(-1, -1, embeddings.shape[-1]))
             states = torch.where(visual[..., None], chosen, states)
-        return self.text.hidden(states, text.ids, text.mask, self.base)
+        return states
 
     def _places(self, grid: Tensor) -> Tensor:
         """What the connector looks at: the patches without [CLS]."""
@@ -179,8 +192,3 @@ def build_mlrm(text_folder: Path, image_folder: Path | None, settings: ModelSett
                 image.requires_grad_(False).eval()
     torch.manual_seed(settings.seed)
     return Mlrm(text, image, vision, settings, base=len_tokenizer(text_folder))
-
-
-def _at(hidden: Tensor, position: Tensor) -> Tensor:
-    """[B, T, d], [B] -> [B, d]."""
-    return hidden[torch.arange(len(hidden), device=hidden.device), position]

@@ -9,6 +9,8 @@ trained layers see the whole sequence.
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from sidray.errors import UserError
+from sidray.models.last_layer import LastLayer
 from sidray.tokenizers.embeddings import random_embeddings
 
 
@@ -81,6 +84,8 @@ class TextEncoder(nn.Module):
             keep_layers(lm, cut, layers)
             lm.get_input_embeddings().weight.requires_grad_(False)  # below the cut; the head it may be tied to, too
         self.lm = lm
+        self._last = LastLayer(lm.base_model) if LastLayer.fits(lm) else None
+        self._whole = False
         self.sids = SidTokens(sid_count, self.width) if sid_count else None
 
     def states(self, ids: Tensor, mask: Tensor) -> Tensor:
@@ -106,6 +111,23 @@ class TextEncoder(nn.Module):
     def _embed(self, ids: Tensor) -> Tensor:
         out: Tensor = self.lm.get_input_embeddings()(ids)
         return out
+
+    def hidden_at(self, states: Tensor, ids: Tensor, mask: Tensor, base: int, positions: Tensor) -> Tensor:
+        """The same at some positions alone, positions [B, P] -> [B, P, d]: the last layer's work is P / T of it."""
+        if self._last is None or self._whole:
+            rows = torch.arange(len(ids), device=ids.device)[:, None]
+            return self.hidden(states, ids, mask, base)[rows, positions]
+        with self._last.at(positions, mask):
+            return self.hidden(states, ids, mask, base)
+
+    @contextmanager
+    def whole_layers(self) -> Iterator[None]:
+        """For the block `hidden_at` computes every layer at every position, so that all attention can be seen."""
+        self._whole = True
+        try:
+            yield
+        finally:
+            self._whole = False
 
     def hidden(self, states: Tensor, ids: Tensor, mask: Tensor, base: int) -> Tensor:
         """Last hidden states [B, T, d]. Where ids >= base the SID embedding replaces `states` [B, T, d]."""

@@ -8,7 +8,7 @@ and saliency.png. Layers count from 0; those below the cut are not trained, thei
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
@@ -87,13 +87,18 @@ def saliency_matrices(module: StageModule, batch: Batch) -> tuple[Tensor, Tensor
         raise UserError("saliency is that of an LM, and this model is the vision encoder alone", "no saliency for it")
     with torch.enable_grad(), _watched(module, batch["note.ids"]) as attentions:
         loss, _ = module(batch)
-        if not attentions:
-            lm = type(cast(Mlrm, module.model).text.lm).__name__
-            remedy = "set evaluation.saliency: false, or use an LM such as Qwen3, Llama, Mistral or SmolLM"
-            raise UserError(f"the layers of {lm} give out no attention matrices, which saliency is made of", remedy)
+        _check_all(module.model.text.lm, attentions)
         gradients = torch.autograd.grad(loss, attentions)  # of each [B, heads, T, T]
     matrices = [(a.detach() * g).abs().sum(1) for a, g in zip(attentions, gradients, strict=True)]
     return loss.detach(), torch.stack(matrices)
+
+
+def _check_all(lm: Any, attentions: Sequence[Tensor]) -> None:
+    if len(attentions) < len(decoder_of(lm).layers):
+        raise UserError(
+            f"not every layer of {type(lm).__name__} gives out its attention matrices, which saliency is made of",
+            "set evaluation.saliency: false, or use an LM such as Qwen3, Llama, Mistral or SmolLM",
+        )
 
 
 def pair_sets(ids: Tensor, mask: Tensor, base: int) -> Tensor:
@@ -137,12 +142,12 @@ class _Watch:
 
 @contextmanager
 def _watched(module: StageModule, ids: Tensor) -> Iterator[list[Tensor]]:
-    """In the block the model runs whole, without dropout and with attention that is written out; what the layers
-    attend to in the prompts `ids` is appended to the list. Behind it everything is as it was."""
-    lm = cast(Mlrm, module.model).text.lm
+    """In the block the model runs without dropout, in one chunk, every layer at all positions, with attention that is
+    written out; what the layers attend to in the prompts `ids` is appended to the list. Then all is as it was."""
+    text, lm = module.model.text, module.model.text.lm
     decoder, watch = decoder_of(lm), _Watch(ids)
     modes = {part: part.training for part in module.modules()}
-    chunk, attention = module.chunk, lm.config._attn_implementation
+    chunk, last, attention = module.chunk, text._last, lm.config._attn_implementation
     hooks = [
         module.model.register_forward_pre_hook(watch.model),
         decoder.register_forward_pre_hook(watch.decoder, with_kwargs=True),
@@ -150,12 +155,12 @@ def _watched(module: StageModule, ids: Tensor) -> Iterator[list[Tensor]]:
     ]
     try:
         module.eval()
-        module.chunk = 0
+        module.chunk, text._last = 0, None
         lm.set_attn_implementation("eager")
         yield watch.found
     finally:
         lm.set_attn_implementation(attention)
-        module.chunk = chunk
+        module.chunk, text._last = chunk, last
         for part, mode in modes.items():
             part.training = mode
         for hook in hooks:
