@@ -29,8 +29,8 @@ from sidray.training.schedule import Schedule
 from sidray.training.worker import StageJob
 
 
-def bare_samples_per_second(job: StageJob, batches: list[Batch], pure_bf16: bool) -> float:
-    """A plain loop over ready batches: forward, backward, clip, AdamW."""
+def bare_samples_per_second(job: StageJob, batches: list[Batch], batch_size: int, pure_bf16: bool) -> float:
+    """A plain loop over ready batches: forward, backward, clip, AdamW. A sample is a row of the plan: click or pair."""
     module = StageModule(job.sources.model(job.model, job.sid_count), job.stage)
     if pure_bf16:
         module.bfloat16()
@@ -47,7 +47,7 @@ def bare_samples_per_second(job: StageJob, batches: list[Batch], pure_bf16: bool
         torch.nn.utils.clip_grad_norm_(parameters, job.training.clip)
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
-    return sum(len(batch["item_row"]) for batch in batches[1:]) / (time.perf_counter() - started)
+    return batch_size * (len(batches) - 1) / (time.perf_counter() - started)
 
 
 def measure(recipe: Recipe, name: str, steps: int) -> dict[str, Any]:
@@ -74,10 +74,10 @@ def measure(recipe: Recipe, name: str, steps: int) -> dict[str, Any]:
     fetch = job.fetch(schedule.rows)
     batches = [fetch(rows) for rows in schedule.positions(0, 0)]
     kinds = {"bare": False, "pure bf16": True} if training.precision == "bf16" else {"bare": False}
-    before = {name: bare_samples_per_second(job, batches, pure) for name, pure in kinds.items()}
+    before = {name: bare_samples_per_second(job, batches, schedule.batch_size, pure) for name, pure in kinds.items()}
     with tempfile.TemporaryDirectory() as folder:
         summary = step.run(Work(folder, inputs))
-    after = {name: bare_samples_per_second(job, batches, pure) for name, pure in kinds.items()}
+    after = {name: bare_samples_per_second(job, batches, schedule.batch_size, pure) for name, pure in kinds.items()}
     bare = {name: (before[name] + after[name]) / 2 for name in kinds}
     ours = float(summary["samples/s"])
     return {

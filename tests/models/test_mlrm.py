@@ -28,6 +28,9 @@ def cut(folder: Path, frozen: int, **note: Any) -> ModelSettings:
     return note_model_settings(**note).model_copy(update={"text": text})
 
 
+STANDARDS = ("standards.0", "standards.1", "whole.standard")
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     write_weights(tmp_path, note_model_settings())
@@ -148,7 +151,8 @@ def test_what_is_trained_and_what_is_saved(folder: Path, tmp_path: Path) -> None
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     state = trained_state(model)
     assert not any("embed_tokens" in name for name in trained | set(state))
-    assert {"connector.scale", "text.sids.scale"} == {name for name in state if name not in trained}
+    once = {"connector.scale", "text.sids.scale"} | {f"{s}.{n}" for s in STANDARDS for n in ("mean", "scale")}
+    assert once == {name for name in state if name not in trained}  # set once, before training
     assert {"temperature.log_scale", "gate.linear.weight", "text.sids.weight"} <= trained
     with torch.no_grad():
         model.temperature.log_scale.fill_(2.5)
@@ -176,6 +180,25 @@ def test_visual_embeddings_keep_their_order(folder: Path) -> None:
     torch.testing.assert_close(
         seen[0][0, rest], F.embedding(text.ids[0, rest], model.text.lm.model.embed_tokens.weight)
     )
+
+
+@torch.no_grad()
+def test_standardised_words_have_neither_mean_nor_size_and_a_picture_alone_is_a_picture_word(folder: Path) -> None:
+    model = model_of(folder, late=False)
+    values = 3 + 5 * torch.randn(200, model.text.width, generator=torch.Generator().manual_seed(0))
+    for standard in model.standards:
+        standard.fit(values)  # type: ignore[operator]
+    even = model.standards[0](values)
+    torch.testing.assert_close(even.mean(0), torch.zeros(model.text.width), atol=1e-5, rtol=0)
+    torch.testing.assert_close(even.std(0), torch.ones(model.text.width))
+    text, _, _ = prompts(model)
+    alone = TextInput(text.ids[:, :7].clone(), text.mask[:, :7])  # the picture and its prompt, without <IMG_EMB>
+    expected = model(NoteInput(text, pictures()))[0][0]
+    torch.testing.assert_close(model(NoteInput(alone, pictures()))[1][0], expected)
+    model.standards[1].fit(2 * values)  # type: ignore[operator]
+    torch.testing.assert_close(model(NoteInput(alone, pictures()))[1][0], expected)
+    model.standards[0].fit(2 * values)  # type: ignore[operator]
+    assert not torch.allclose(model(NoteInput(alone, pictures()))[1][0], expected)
 
 
 def count(module: torch.nn.Module | None) -> int:

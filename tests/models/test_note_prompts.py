@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sidray.errors import UserError
 from sidray.models.mlrm import VISUAL
 from sidray.models.note_prompts import NotePrompter, first_words, note_text
 from sidray.models.note_settings import NoteSettings
@@ -56,11 +57,17 @@ def test_a_note_that_lacks_a_part_reads_as_what_it_has(style: Any) -> None:
 
 
 def test_only_the_text_is_cut_and_what_surrounds_it_stays() -> None:
-    whole = len(TEXT)
-    assert one("text", max_tokens=whole) == TEXT
-    cut = one("text", max_tokens=whole - 5)
-    assert cut == TEXT.replace("hot and sour", "hot and")
-    assert one("text", max_tokens=1) == """Note content: {}. Compress this note into one word:\""""
+    text: dict[str, Any] = {"inputs": "text", "micl": False, "early": False, "late": False}
+    assert one("text", max_tokens=len(TEXT), **text) == TEXT
+    assert one("text", max_tokens=len(TEXT) - 5, **text) == TEXT.replace("hot and sour", "hot and")
+
+
+def test_a_prompt_that_leaves_no_room_is_refused() -> None:
+    with pytest.raises(
+        UserError, match=r"max_tokens=99 leaves a note no room: its prompt alone has 118 tokens(.|\n)*126"
+    ):
+        prompter(99)
+    assert len(prompter(126).notes([NOTE], [True], "micl")[0]) == 126
 
 
 def test_each_field_is_cut_at_its_words() -> None:

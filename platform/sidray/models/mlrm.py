@@ -67,9 +67,39 @@ class Gate(nn.Module):
         return z * v + (1 - z) * n
 
 
-def whole_to_width(vision_width: int, width: int, dropout: float) -> nn.Module:
+class Standard(nn.Module):
+    """(x - mean) * scale, both [d], set once before training; as it begins it changes nothing."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.mean = nn.Parameter(torch.zeros(width), requires_grad=False)
+        self.scale = nn.Parameter(torch.ones(width), requires_grad=False)
+
+    @torch.no_grad()
+    def fit(self, values: Tensor) -> None:
+        """Mean and deviation of values [n, d]; a column without deviation keeps its size."""
+        values = values.float()
+        self.mean.copy_(values.mean(0))
+        self.scale.copy_(1 / values.std(0).clamp(min=1e-6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = ((x.float() - self.mean.float()) * self.scale.float()).to(x.dtype)
+        return out
+
+
+class Whole(nn.Module):
     """The picture's whole -> v of (7): [B, w] -> [B, d]."""
-    return nn.Sequential(nn.LayerNorm(vision_width), nn.Dropout(dropout), nn.Linear(vision_width, width))
+
+    def __init__(self, vision_width: int, width: int, dropout: float) -> None:
+        super().__init__()
+        self.normalise = nn.LayerNorm(vision_width)
+        self.standard = Standard(vision_width)
+        self.dropout = nn.Dropout(dropout)
+        self.linear = nn.Linear(vision_width, width)
+
+    def forward(self, picture: Tensor) -> Tensor:
+        out: Tensor = self.linear(self.dropout(self.standard(self.normalise(picture))))
+        return out
 
 
 class Mlrm(TrainedModel):
@@ -87,7 +117,8 @@ class Mlrm(TrainedModel):
         width = text.width
         self.connector = Connector(self.note.connector, vision.width, width) if self.note.early else None
         whole = self.note.late or not self.note.reads_text
-        self.whole = whole_to_width(vision.width, width, self.note.dropout) if whole else None
+        self.whole = Whole(vision.width, width, self.note.dropout) if whole else None
+        self.standards = nn.ModuleList(Standard(width) for _ in range(1 + self.note.micl))  # of n_v with mICL, of n_m
         self.dropout = nn.Dropout(self.note.dropout)
         self.gate = Gate(width) if self.note.late else None
         self.projector = nn.Linear(width, self.dimension)
@@ -113,10 +144,18 @@ class Mlrm(TrainedModel):
             assert v is not None
             return None, self._project(v, None, None)
         present = None if inputs.image is None else inputs.image.present
-        words = self.words(inputs.text)
-        compressed = self.hidden_at(inputs.text, grid, words)  # [B, 1 or 2, d]
-        projected = [self._project(compressed[:, word], v, present) for word in range(words.shape[1])]
+        compressed = self.compressed(inputs.text, grid)
+        projected = [self._project(n, v, present) for n in compressed.unbind(1)]
         return projected[0] if self.note.micl else None, projected[-1]
+
+    def compressed(self, text: TextInput, grid: Tensor | None) -> Tensor:
+        """n_v with mICL, and n_m, standardised: [B, 1 or 2, d]."""
+        words = self.hidden_at(text, grid, self.words(text)).unbind(1)
+        standard = [each(word) for each, word in zip(self.standards, words, strict=True)]
+        if self.note.micl:  # the last word of a picture alone is the one that compresses pictures
+            alone = (text.ids == VISUAL).any(1) & ~(text.ids == self.base).any(1)
+            standard[1] = torch.where(alone[:, None], self.standards[0](words[1]), standard[1])
+        return torch.stack(standard, 1)
 
     def words(self, text: TextInput) -> Tensor:
         """Where the compressed words stand: [B, 1] the last position, with mICL [B, 2], before it the one in front of

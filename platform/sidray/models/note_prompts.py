@@ -10,12 +10,14 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sidray.errors import UserError
 from sidray.models.mlrm import VISUAL
 from sidray.models.note_settings import NoteSettings, PromptStyle
 from sidray.models.settings import TextSettings
 
 Ids = list[int]
 Note = Mapping[str, Any]  # title and text columns
+MIN_TEXT = 8  # tokens of a note's text that a prompt must have room for
 _CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff"  # kana, han, hangul
 _WORD = re.compile(f"[{_CJK}]|[^\\s{_CJK}]+")
 
@@ -53,6 +55,17 @@ class NotePrompter:
         self.img_emb = img_emb
         pieces = [note.opening + "{'image': ", ", ", "}" + note.instruction, '". ', note.opening + "{"]
         self._image, self._comma, self._end, self._quote, self._open = self._ids(pieces)
+        self._check_room()
+
+    def _check_room(self) -> None:
+        """UserError when the prompt itself fills `max_tokens`: every note's text would be lost in silence."""
+        style = self.note.prompt(self.note.inputs)
+        around = len(self._before(style)) + len(self._end)
+        if self.note.reads_text and style != "image" and self.max_tokens < around + MIN_TEXT:
+            raise UserError(
+                f"model.text.max_tokens={self.max_tokens} leaves a note no room: its prompt alone has {around} tokens",
+                f"set it to at least {around + MIN_TEXT}",
+            )
 
     def _ids(self, texts: Sequence[str]) -> list[Ids]:
         if not texts:
@@ -72,12 +85,16 @@ class NotePrompter:
 
     def _prompt(self, style: PromptStyle, body: Ids) -> Ids:
         """At most `max_tokens` long; the note's text is cut, never what surrounds it."""
+        before = self._before(style)
+        room = self.max_tokens - len(before) - len(self._end)
+        return [*before, *([] if style == "image" else body[:room]), *self._end]
+
+    def _before(self, style: PromptStyle) -> Ids:
+        """What stands before the note's text."""
         visual = [*self._image, VISUAL]
-        before = {
+        return {
             "micl": [*visual, *self._end, self.img_emb, *self._quote, *self._open],
             "basic": [*visual, *self._comma],
             "text": self._open,
             "image": visual,
         }[style]
-        room = max(0, self.max_tokens - len(before) - len(self._end))
-        return [*before, *([] if style == "image" else body[:room]), *self._end]

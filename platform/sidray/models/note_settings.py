@@ -39,8 +39,10 @@ class NoteSettings(Settings):
     first and the whole note after it. `late`: a gate mixes the picture's own vector into the compressed word (7).
     `inputs`: what the model is shown. `early: false` with `inputs: image` is the vision encoder alone.
     `dropout`: of the compressed words and of the picture's whole where they meet; small catalogues are over-fitted
-    without (the paper has none). `max_words`: text column -> where it is cut (the paper: title 20, content 80).
-    `opening` and `instruction` stand around the note in every prompt."""
+    without (the paper has none). `standardise`: their mean over notes is taken off and their deviation divided out, as
+    they are before training; where few layers are trained, what all notes share is nearly all there is. `max_words`:
+    text column -> where it is cut (the paper: title 20, content 80). `opening` and `instruction` stand
+    around the note in every prompt."""
 
     inputs: NoteInputs = "multimodal"
     early: bool = True
@@ -49,6 +51,7 @@ class NoteSettings(Settings):
     dimension: Positive = 64
     temperature: float = 3.0  # tau of (1) at the start: similarities are multiplied by exp(tau)
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    standardise: bool = False
     connector: ConnectorSettings = ConnectorSettings()
     max_words: dict[str, Positive] = Field(default_factory=lambda: {"title": 20, "content": 80})
     opening: str = "Note content: "

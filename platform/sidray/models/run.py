@@ -33,9 +33,8 @@ def training_texts(catalogue: Catalogue, model: ModelSettings) -> Iterator[str]:
     """What the model will read of the train split: the prompts of items and queries, or notes."""
     note, fields = model.note, catalogue.text_fields
     if note is not None:
-        yield note.opening + "{'image': }" + note.instruction
         for row in _items(catalogue, catalogue.paired_items("train")):
-            yield note_text(row, note, fields)
+            yield f"{note.opening}{{'image': , {note_text(row, note, fields)}}}{note.instruction}"
         return
     for row in _items(catalogue, catalogue.train_items):
         yield item_prompt(row, model.prompts, fields)

@@ -37,7 +37,7 @@ class TrainedModel(nn.Module):
 
 def set_trainable(model: TrainedModel, names: Sequence[str]) -> None:
     """Freezes everything but the named groups; a name that the model does not have says nothing. Weights below a cut
-    stay frozen whatever is named, and so do sizes that are set once (`scale`)."""
+    stay frozen whatever is named, and so do means and sizes that are set once (`mean`, `scale`)."""
     model.requires_grad_(False)
     groups = model.groups()
     for name in names:
@@ -46,7 +46,7 @@ def set_trainable(model: TrainedModel, names: Sequence[str]) -> None:
     if model.text.cut:
         model.text.lm.get_input_embeddings().weight.requires_grad_(False)
     for name, parameter in model.named_parameters():
-        if name.endswith(".scale"):
+        if name.endswith((".scale", ".mean")):
             parameter.requires_grad_(False)
 
 

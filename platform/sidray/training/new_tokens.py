@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 import torch
@@ -12,8 +12,8 @@ from sidray import storage
 from sidray.data.catalogue import Catalogue, Rows
 from sidray.models.fetch import Fetch
 from sidray.models.inputs import Segment
-from sidray.models.mlrm import Mlrm
-from sidray.models.note_inputs import NoteFetch
+from sidray.models.mlrm import Mlrm, NoteInput, Standard
+from sidray.models.note_inputs import NoteFetch, note_input
 from sidray.models.text import TextEncoder
 from sidray.models.towers import Towers
 from sidray.tokenizers.embeddings import STD, codebook_embeddings
@@ -46,6 +46,26 @@ def start_visual_tokens(model: Mlrm, fetch: NoteFetch) -> None:
     model.connector.scale.fill_(size)
     if model.text.sids is not None:
         model.text.sids.scale.fill_(size / STD)
+
+
+@torch.no_grad()
+def start_standards(model: Mlrm, fetch: NoteFetch) -> None:
+    """Fits what standardises the compressed words and the picture's whole on the first items."""
+    model.eval()
+    words: list[torch.Tensor] = []
+    wholes: list[torch.Tensor] = []
+    for rows in np.array_split(sample(fetch.catalogue), SAMPLE // 32):
+        notes = note_input(fetch(rows), "note") if len(rows) else NoteInput(None, None)
+        grid = None if notes.image is None else model.grid(notes.image)
+        if notes.image is not None and grid is not None and model.whole is not None:
+            wholes.append(model.whole.normalise(model.whole_of(grid))[notes.image.present])
+        if notes.text is not None:
+            words.append(model.hidden_at(notes.text, grid, model.words(notes.text)))
+    if model.whole is not None and wholes:
+        model.whole.standard.fit(torch.cat(wholes))
+    if words:
+        for standard, values in zip(model.standards, torch.cat(words).unbind(1), strict=True):
+            cast(Standard, standard).fit(values)
 
 
 def _text_of(segment: Segment, base: int) -> Segment:

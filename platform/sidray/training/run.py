@@ -29,9 +29,10 @@ class StageRun(Chained):
     recipe: Recipe
 
     def together(self, runs: Sequence[StageRun], works: Sequence[Work]) -> list[Summary]:
-        readers = [run.stage.name for run in runs if run.stage.uses_images]
-        if readers:
-            _check_pictures(works[0].inputs["catalogue"], readers[0])
+        note = self.recipe.model.note
+        looking = [run.stage.name for run in runs if (run.stage.uses_images if note is None else note.looks)]
+        if looking:
+            _check_pictures(works[0].inputs["catalogue"], looking[0], _TEXT_ALONE if note is None else _NOTE_TEXT_ALONE)
         jobs = [run.job(work) for run, work in zip(runs, works, strict=True)]
         return run_stages(jobs, self.recipe.training)
 
@@ -49,11 +50,17 @@ class StageRun(Chained):
         )
 
 
-def _check_pictures(catalogue: str, stage: str) -> None:
+_TEXT_ALONE = (
+    "model.image.weights=none, one stage of query2item with `item: text`, sid_stages=[] (the variant dual-tower of the"
+    " shipped recipes)"
+)
+_NOTE_TEXT_ALONE = "model.note={inputs: text, micl: false, early: false, late: false} (the variant text LM)"
+
+
+def _check_pictures(catalogue: str, stage: str, remedy: str) -> None:
     """UserError when a stage reads pictures and no item of the catalogue has one."""
     if not Catalogue.open(catalogue).n_images:
         raise UserError(
             f"stage {stage} learns from pictures, and no item of the catalogue has one",
-            "fill the column image or image_uri of items; or train on text alone: model.image.weights=none, one stage"
-            " of query2item with `item: text`, sid_stages=[] (the variant dual-tower of the shipped recipes)",
+            f"fill the column image or image_uri of items; or train on text alone: {remedy}",
         )

@@ -35,7 +35,7 @@ from sidray.tasks.losses import rank, world_size
 from sidray.tokenizers.settings import TokenizerSettings
 from sidray.training.engine import full_state, make_engine
 from sidray.training.module import StageModule, columns_of
-from sidray.training.new_tokens import start_sid_tokens, start_visual_tokens
+from sidray.training.new_tokens import start_sid_tokens, start_standards, start_visual_tokens
 from sidray.training.schedule import Schedule
 from sidray.training.settings import StageSettings, TrainingSettings
 
@@ -128,7 +128,10 @@ def _start(job: StageJob) -> TrainedModel:
         with tempfile.TemporaryDirectory() as folder:
             loaded = load_trained(model, storage.local_copy(job.start, folder))
     if isinstance(model, Mlrm) and not loaded:
-        start_visual_tokens(model, NoteFetch(job.sources, job.model, "items", frozenset()))
+        fetch = NoteFetch(job.sources, job.model, "items", frozenset({"note"}))
+        start_visual_tokens(model, fetch)
+        if model.note.standardise:
+            start_standards(model, fetch)
     if job.sid_count and not any(name.startswith(SID_TOKENS) for name in loaded):
         start_sid_tokens(cast(Towers, model), cast(Fetch, job.fetch("items")), job.tokens.token_start)
     return model
