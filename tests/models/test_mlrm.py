@@ -99,6 +99,19 @@ def test_against_one_note_at_a_time(folder: Path, note: dict[str, bool]) -> None
 
 
 @torch.no_grad()
+def test_means_are_over_what_each_word_compresses(folder: Path) -> None:
+    chosen = note_model_settings(late=False)
+    chosen = chosen.model_copy(update={"text": chosen.text.model_copy(update={"pooling": "mean"})})
+    model = build_mlrm(folder / "text", folder / "image", chosen, with_frozen=True).eval()
+    text, words, last = prompts(model)
+    hidden = model.hidden(text, model.grid(pictures()))
+    visual, compressed = model(NoteInput(text, pictures()))
+    torch.testing.assert_close(visual[0], model.projector(hidden[0, : words[0] + 1].mean(0)))
+    torch.testing.assert_close(compressed[0], model.projector(hidden[0, words[0] + 2 : last[0] + 1].mean(0)))
+    torch.testing.assert_close(compressed[1], model.projector(hidden[1, : last[1] + 1].mean(0)))
+
+
+@torch.no_grad()
 def test_n_v_sees_the_picture_alone_and_n_m_both(folder: Path) -> None:
     model = model_of(folder, late=False)
     text, _, _ = prompts(model)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from sidray.models.connector import Connector
 from sidray.models.image import Vision, load_image_encoder
 from sidray.models.settings import ModelSettings
-from sidray.models.text import TextEncoder, load_lm
+from sidray.models.text import TextEncoder, load_lm, pool_mean
 from sidray.models.towers import ImageInput, TextInput, len_tokenizer
 from sidray.models.trained import TrainedModel
 
@@ -150,12 +150,26 @@ class Mlrm(TrainedModel):
 
     def compressed(self, text: TextInput, grid: Tensor | None) -> Tensor:
         """n_v with mICL, and n_m, standardised: [B, 1 or 2, d]."""
-        words = self.hidden_at(text, grid, self.words(text)).unbind(1)
+        if self.settings.text.pooling == "mean":
+            words = self._means(text, grid)
+        else:
+            words = self.hidden_at(text, grid, self.words(text)).unbind(1)
         standard = [each(word) for each, word in zip(self.standards, words, strict=True)]
         if self.note.micl:  # the last word of a picture alone is the one that compresses pictures
             alone = (text.ids == VISUAL).any(1) & ~(text.ids == self.base).any(1)
             standard[1] = torch.where(alone[:, None], self.standards[0](words[1]), standard[1])
         return torch.stack(standard, 1)
+
+    def _means(self, text: TextInput, grid: Tensor | None) -> tuple[Tensor, ...]:
+        """In place of each word the mean over what it compresses, itself included: n_v over all before <IMG_EMB>, n_m
+        over all behind it, or over the whole prompt where there is none. [B, d] each."""
+        hidden = self.hidden(text, grid)
+        if not self.note.micl:
+            return (pool_mean(hidden, text.mask),)
+        at = (text.ids == self.base).long()  # [B, T]
+        behind = (at.cumsum(1) > 0) & (at == 0) | (at.sum(1, keepdim=True) == 0)
+        before = at.flip(1).cumsum(1).flip(1) - at > 0
+        return pool_mean(hidden, before & text.mask), pool_mean(hidden, behind & text.mask)
 
     def words(self, text: TextInput) -> Tensor:
         """Where the compressed words stand: [B, 1] the last position, with mICL [B, 2], before it the one in front of

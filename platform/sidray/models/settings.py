@@ -18,8 +18,9 @@ class TextSettings(Settings):
 
     `weights`: "random" (built from `config`, with a BPE tokenizer trained on the catalogue), a local folder, a .gguf
     file, "smollm2-135m-instruct" (from its package), or a hub name. `layers` keeps the lowest N; of those the lowest
-    `frozen_layers` are computed once and cached. `pooling`: the state at EOS (the paper), or the mean over all tokens,
-    which few trained layers learn faster.
+    `frozen_layers` are computed once and cached. `pooling`: the state at EOS, of an MLRM at the compressed word (the
+    papers), or the mean over all tokens, of an MLRM over those that a word compresses, which few trained layers learn
+    faster.
     """
 
     weights: str = "random"

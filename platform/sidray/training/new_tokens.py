@@ -60,7 +60,7 @@ def start_standards(model: Mlrm, fetch: NoteFetch) -> None:
         if notes.image is not None and grid is not None and model.whole is not None:
             wholes.append(model.whole.normalise(model.whole_of(grid))[notes.image.present])
         if notes.text is not None:
-            words.append(model.hidden_at(notes.text, grid, model.words(notes.text)))
+            words.append(model.compressed(notes.text, grid))
     if model.whole is not None and wholes:
         model.whole.standard.fit(torch.cat(wholes))
     if words:

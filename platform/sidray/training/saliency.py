@@ -147,7 +147,7 @@ def _watched(module: StageModule, ids: Tensor) -> Iterator[list[Tensor]]:
     text, lm = module.model.text, module.model.text.lm
     decoder, watch = decoder_of(lm), _Watch(ids)
     modes = {part: part.training for part in module.modules()}
-    chunk, last, attention = module.chunk, text._last, lm.config._attn_implementation
+    chunk, attention = module.chunk, lm.config._attn_implementation
     hooks = [
         module.model.register_forward_pre_hook(watch.model),
         decoder.register_forward_pre_hook(watch.decoder, with_kwargs=True),
@@ -155,12 +155,13 @@ def _watched(module: StageModule, ids: Tensor) -> Iterator[list[Tensor]]:
     ]
     try:
         module.eval()
-        module.chunk, text._last = 0, None
+        module.chunk = 0
         lm.set_attn_implementation("eager")
-        yield watch.found
+        with text.whole_layers():
+            yield watch.found
     finally:
         lm.set_attn_implementation(attention)
-        module.chunk, text._last = chunk, last
+        module.chunk = chunk
         for part, mode in modes.items():
             part.training = mode
         for hook in hooks:
