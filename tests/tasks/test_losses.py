@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-import os
 from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from torch import Tensor
 
 from sidray.errors import UserError
@@ -18,6 +16,7 @@ from sidray.tasks.views import Views, text_input
 from sidray.training.module import StageModule
 from sidray.training.settings import StageSettings
 from tests.models.tiny import random_batch, tiny_towers
+from tests.tasks.two_processes import Gradients, check_agreement, gradients_of
 
 CONTRASTIVE = ["query2text", "image2text", "query2image", "query2item"]
 ROWS = 12
@@ -82,51 +81,16 @@ def stage(**settings: object) -> StageSettings:
     return StageSettings(name="joint", tasks=dict.fromkeys([*CONTRASTIVE, "causal"], 1.0), **settings)  # type: ignore[arg-type]
 
 
-def gradients(folder: str, chunk: int, rank: int = 0, world: int = 1) -> tuple[float, dict[str, Tensor]]:
-    """Loss and gradients of the global batch as a data-parallel engine would average them."""
+def gradients(folder: str, chunk: int, rank: int, world: int) -> Gradients:
     torch.manual_seed(0)
     towers = tiny_towers(Path(folder), 9)
-    module = StageModule(towers, stage(vocabulary="batch"), chunk)
     share = ROWS // world
     batch = {k: v[rank * share : (rank + 1) * share] for k, v in random_batch(towers, ROWS).items()}
-    loss, _ = module(batch)
-    loss.backward()
-    found = {n: p.grad.clone() / world for n, p in towers.named_parameters() if p.grad is not None}
-    total = loss.detach() / world
-    if world > 1:
-        for value in (total, *found.values()):
-            torch.distributed.all_reduce(value)
-    return total.item(), found
-
-
-def _process(rank: int, folder: str, port: int) -> None:
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
-    loss, found = gradients(folder, chunk=2, rank=rank, world=2)
-    if rank == 0:
-        torch.save({"loss": loss, "gradients": found}, f"{folder}/two.pt")
-    torch.distributed.barrier()  # a process that leaves early breaks the other one off
-    torch.distributed.destroy_process_group()
+    return gradients_of(StageModule(towers, stage(vocabulary="batch"), chunk), batch, world)
 
 
 def test_one_process_two_processes_and_chunks_agree(tmp_path: Path) -> None:
-    """Loss and every gradient to 1e-5: 1 process whole, 1 process in chunks, 2 processes in chunks."""
-    import socket
-
-    whole_loss, whole = gradients(str(tmp_path), chunk=0)
-    chunked_loss, chunked = gradients(str(tmp_path), chunk=5)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(_process, args=(str(tmp_path), port), nprocs=2)
-    two = torch.load(tmp_path / "two.pt", weights_only=True)
-    assert chunked_loss == pytest.approx(whole_loss, abs=1e-5)
-    assert two["loss"] == pytest.approx(whole_loss, abs=1e-5)
-    assert set(whole) == set(chunked) == set(two["gradients"])
-    for name, gradient in whole.items():
-        torch.testing.assert_close(chunked[name], gradient, atol=1e-5, rtol=1e-4, msg=name)
-        torch.testing.assert_close(two["gradients"][name], gradient, atol=1e-5, rtol=1e-4, msg=name)
+    check_agreement(gradients, tmp_path, chunk=2)
 
 
 def test_causal_runs_over_all_tokens_or_over_the_targets_of_the_batch(tmp_path: Path) -> None:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import math
-import os
-import socket
 from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
 from torch import Tensor
 
 from sidray.models.mlrm import Mlrm
@@ -20,6 +17,7 @@ from sidray.tasks.note_views import NoteViews
 from sidray.training.module import StageModule
 from sidray.training.settings import StageSettings
 from tests.models.tiny import pairs_batch, tiny_mlrm
+from tests.tasks.two_processes import Gradients, check_agreement, gradients_of
 
 PAIRS = 12
 
@@ -100,46 +98,15 @@ def test_everything_that_the_loss_reads_learns(model: Mlrm) -> None:
     assert unread == set()
 
 
-def gradients(folder: str, chunk: int, rank: int = 0, world: int = 1) -> tuple[float, dict[str, Tensor]]:
-    """Loss and gradients of the global batch as a data-parallel engine would average them. Rank r holds the r-th share
-    of the pairs: their items and their related items."""
+def gradients(folder: str, chunk: int, rank: int, world: int) -> Gradients:
+    """Rank r holds the r-th share of the pairs: their items and their related items."""
     model = tiny_mlrm(Path(folder))
-    module = StageModule(model, stage(note2note=0.9, note2note_visual=0.1), chunk)
     share = PAIRS // world
     rows = torch.arange(rank * share, (rank + 1) * share)
     own = torch.cat([rows, PAIRS + rows])
-    loss, _ = module({name: value[own] for name, value in pairs_batch(model, PAIRS).items()})
-    loss.backward()
-    found = {n: p.grad.clone() / world for n, p in model.named_parameters() if p.grad is not None}
-    total = loss.detach() / world
-    if world > 1:
-        for value in (total, *found.values()):
-            torch.distributed.all_reduce(value)
-    return total.item(), found
-
-
-def _process(rank: int, folder: str, port: int) -> None:
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
-    loss, found = gradients(folder, chunk=3, rank=rank, world=2)
-    if rank == 0:
-        torch.save({"loss": loss, "gradients": found}, f"{folder}/two.pt")
-    torch.distributed.barrier()  # a process that leaves early breaks the other one off
-    torch.distributed.destroy_process_group()
+    batch = {name: value[own] for name, value in pairs_batch(model, PAIRS).items()}
+    return gradients_of(StageModule(model, stage(note2note=0.9, note2note_visual=0.1), chunk), batch, world)
 
 
 def test_one_process_two_processes_and_chunks_agree(tmp_path: Path) -> None:
-    whole_loss, whole = gradients(str(tmp_path), chunk=0)
-    chunked_loss, chunked = gradients(str(tmp_path), chunk=5)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(_process, args=(str(tmp_path), port), nprocs=2)
-    two = torch.load(tmp_path / "two.pt", weights_only=True)
-    assert chunked_loss == pytest.approx(whole_loss, abs=1e-5)
-    assert two["loss"] == pytest.approx(whole_loss, abs=1e-5)
-    assert set(whole) == set(chunked) == set(two["gradients"])
-    for name, gradient in whole.items():
-        torch.testing.assert_close(chunked[name], gradient, atol=1e-5, rtol=1e-4, msg=name)
-        torch.testing.assert_close(two["gradients"][name], gradient, atol=1e-5, rtol=1e-4, msg=name)
+    check_agreement(gradients, tmp_path, chunk=3)

@@ -24,6 +24,7 @@ from sidray.models.inputs import (
     Segment,
     TextSource,
     batch_of,
+    padded_rows,
     sid_segment,
     text_group,
 )
@@ -31,8 +32,6 @@ from sidray.models.prompts import Prompter, load_tokenizer
 from sidray.models.settings import ModelSettings
 from sidray.models.sources import Sources
 from sidray.models.towers import len_tokenizer
-
-NO_ITEM = np.iinfo(np.int64).max
 
 
 @dataclass(frozen=True)
@@ -125,7 +124,7 @@ class Fetch:
                 "causal_sids",
             ),
             "negatives": lambda: self._negatives_of(positions),
-            "clicked": lambda: {"query.clicked": self._clicked_of(query_ids)},
+            "clicked": lambda: {"query.clicked": padded_rows(*self._clicked, query_ids)},
         }
         out: dict[str, Tensor] = {}
         for column in sorted(self.columns - {"image"}):
@@ -186,15 +185,6 @@ class Fetch:
         flat = rows.reshape(-1)
         segments = self._rows_with_sids(self.texts.items(flat), self._sids_of(flat, "sids"))
         return {**batch_of(segments, "negatives"), "negatives.valid": torch.from_numpy(valid)}
-
-    def _clicked_of(self, query_ids: Rows) -> Tensor:
-        """The query's train clicks as item rows, ascending, padded with the largest int64: [b, k]."""
-        offsets, rows = self._clicked
-        counts = offsets[query_ids + 1] - offsets[query_ids]
-        out = np.full((len(query_ids), max(1, int(counts.max(initial=0)))), NO_ITEM, np.int64)
-        for i, query in enumerate(query_ids):
-            out[i, : counts[i]] = rows[offsets[query] : offsets[query + 1]]
-        return torch.from_numpy(out)
 
 
 _ITEM_TEXT = frozenset({"text", "item", "doc2docid", "causal", "causal_sids"})

@@ -21,6 +21,7 @@ from sidray import storage
 from sidray.data.catalogue import Catalogue, Rows
 from sidray.models.prompts import Prompter
 
+NO_ROW = np.iinfo(np.int64).max
 IN_MEMORY_BYTES = 128 * 2**20  # of cached image features that a process keeps
 
 Ids = npt.NDArray[np.int64]
@@ -206,6 +207,15 @@ class ImageSource:
             present = torch.from_numpy(table["image_id"].to_numpy() >= 0)
         group = torch.from_numpy(np.array(table["image_id"].to_numpy()))
         return {"image": values, "image.present": present, "image_group": group}
+
+
+def padded_rows(offsets: Rows, rows: Rows, groups: Rows) -> Tensor:
+    """rows[offsets[g]:offsets[g + 1]], ascending, of each group g, padded with the largest int64: [b, k]; k >= 1."""
+    counts = offsets[groups + 1] - offsets[groups]
+    out = np.full((len(groups), max(1, int(counts.max(initial=0)))), NO_ROW, np.int64)
+    for i, group in enumerate(groups):
+        out[i, : counts[i]] = rows[offsets[group] : offsets[group + 1]]
+    return torch.from_numpy(out)
 
 
 def pixels(images: Sequence[bytes | None], size: int) -> tuple[Tensor, Tensor]:

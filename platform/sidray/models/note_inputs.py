@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sidray import storage
 from sidray.data.catalogue import Catalogue, Rows
-from sidray.models.inputs import Segment, StateCache, batch_of, pixels
+from sidray.models.inputs import Segment, StateCache, batch_of, padded_rows, pixels
 from sidray.models.mlrm import VISUAL, NoteInput
 from sidray.models.note_prompts import NotePrompter
 from sidray.models.note_settings import NoteInputs, PromptStyle
@@ -25,9 +25,7 @@ from sidray.models.settings import ModelSettings
 from sidray.models.sources import Sources
 from sidray.models.towers import ImageInput, TextInput, len_tokenizer
 
-NO_ITEM = np.iinfo(np.int64).max
 NOTE_COLUMNS: Mapping[str, NoteInputs] = {"note": "multimodal", "note_text": "text", "note_image": "image"}
-IMAGE_FIELDS = ["image", "image_id"]
 
 
 def open_visual(segment: Segment, places: int) -> Segment:
@@ -104,7 +102,7 @@ class NoteFetch:
         if any(NOTE_COLUMNS.get(column) in ("multimodal", "image") for column in self.columns):
             out |= self._images(rows)
         if "related" in self.columns:
-            out["related"] = self._related_of(rows)
+            out["related"] = padded_rows(*self._related, rows)
         return out
 
     def _note(self, rows: Rows, column: str) -> dict[str, Tensor]:
@@ -155,12 +153,3 @@ class NoteFetch:
             grid = whole.astype(np.float16)
         present = table["image_id"].to_numpy()[back] >= 0
         return {"image": torch.from_numpy(grid[back]), "image.present": torch.from_numpy(present)}
-
-    def _related_of(self, rows: Rows) -> Tensor:
-        """Train's related items of each note, ascending, padded with the largest int64: [b, k]."""
-        offsets, related = self._related
-        counts = offsets[rows + 1] - offsets[rows]
-        out = np.full((len(rows), max(1, int(counts.max(initial=0)))), NO_ITEM, np.int64)
-        for i, row in enumerate(rows):
-            out[i, : counts[i]] = related[offsets[row] : offsets[row + 1]]
-        return torch.from_numpy(out)
