@@ -105,7 +105,8 @@ class NotesBuilder(Builder):
 
     def _zero_shot(self) -> None:
         """The untrained LM over the text, and the vision encoder: whatever the recipe's own model is made of."""
-        note = NoteSettings(inputs="multimodal", early=False, micl=False, late=True, max_words=self.note.max_words)
+        prompt = {name: getattr(self.note, name) for name in _PROMPT}
+        note = NoteSettings(inputs="multimodal", early=False, micl=False, late=True, **prompt)
         recipe = self.recipe.model_copy(update={"model": self.recipe.model.model_copy(update={"note": note})})
         config = {"text": dump(recipe.model.text), "note": dump(note, _PROMPT), "image": dump(recipe.model.image)}
         config["controls"] = dump(recipe.controls)

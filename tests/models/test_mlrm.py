@@ -201,6 +201,11 @@ def test_standardised_words_have_neither_mean_nor_size_and_a_picture_alone_is_a_
     values = 3 + 5 * torch.randn(200, model.text.width, generator=torch.Generator().manual_seed(0))
     for standard in model.standards:
         standard.fit(values)  # type: ignore[operator]
+    values[:, 0] = 7  # a column that does not differ stays small
+    model.standards[0].fit(values)  # type: ignore[operator]
+    assert model.standards[0](values)[:, 0].abs().max() < 1e-3
+    values[:, 0] = values[:, 1]
+    model.standards[0].fit(values)  # type: ignore[operator]
     even = model.standards[0](values)
     torch.testing.assert_close(even.mean(0), torch.zeros(model.text.width), atol=1e-5, rtol=0)
     torch.testing.assert_close(even.std(0), torch.ones(model.text.width))

@@ -77,10 +77,13 @@ class Standard(nn.Module):
 
     @torch.no_grad()
     def fit(self, values: Tensor) -> None:
-        """Mean and deviation of values [n, d]; a column without deviation keeps its size."""
+        """Mean and deviation of values [n, d]. No deviation counts as less than a tenth of the median one: what hardly
+        differs is mostly rounding."""
         values = values.float()
+        deviation = values.std(0)
+        deviation = deviation.clamp(min=0.1 * float(deviation.median()))
         self.mean.copy_(values.mean(0))
-        self.scale.copy_(1 / values.std(0).clamp(min=1e-6))
+        self.scale.copy_(torch.where(deviation > 0, 1 / deviation, 1.0))
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = ((x.float() - self.mean.float()) * self.scale.float()).to(x.dtype)
@@ -103,8 +106,8 @@ class Whole(nn.Module):
 
 
 class Mlrm(TrainedModel):
-    """See the module. `vision_width` w of the feature grid; `has_cls`: its row 0 is the whole picture, else the mean
-    over its places is."""
+    """See the module. `vision`: the width w of the feature grid, and whether its row 0 is the whole picture ([CLS]);
+    else the mean over its places is."""
 
     def __init__(
         self, text: TextEncoder, image: nn.Module | None, vision: Vision, settings: ModelSettings, base: int
