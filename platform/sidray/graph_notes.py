@@ -20,7 +20,7 @@ from sidray.steps import Step
 from sidray.training.module import columns_of
 from sidray.training.run import StageRun
 from sidray.training.saliency import VERSION as SALIENCY_VERSION
-from sidray.training.saliency import saliency_step
+from sidray.training.saliency import check_word, saliency_step
 from sidray.training.settings import StageSettings
 from sidray.training.stage import VERSION as STAGE_VERSION
 
@@ -113,8 +113,9 @@ class NotesBuilder(Builder):
         self._add("zero-shot", partial(zero_shot, recipe), EMBED_VERSION, config, self._inputs({"text"}))
 
     def _saliency(self, stage: StageSettings) -> None:
-        """Of the loss of the last stage."""
+        """Of the loss of the last stage. UserError when there is no compressed word."""
         recipe = self.recipe
+        check_word(recipe.model)
         config: Values = {
             "stage": dump(stage),
             "model": dump(recipe.model),

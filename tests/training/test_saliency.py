@@ -20,7 +20,7 @@ from sidray.graph import build_graph
 from sidray.graph_base import Graph
 from sidray.models.inputs import Segment, batch_of
 from sidray.models.mlrm import VISUAL, Mlrm, build_mlrm
-from sidray.models.note_inputs import NO_ITEM, open_visual
+from sidray.models.note_inputs import open_visual
 from sidray.models.note_prompts import NotePrompter
 from sidray.models.note_settings import ConnectorSettings, NoteInputs, NoteSettings
 from sidray.models.prompts import load_tokenizer
@@ -87,7 +87,7 @@ def batch_for(weights: Path, module: StageModule) -> dict[str, Tensor]:
         prompts = prompts_of(weights, settings, base, shown)  # type: ignore[arg-type]
         batch |= batch_of([[Segment(np.array(ids))] for ids in prompts], column)
     batch["item_row"] = torch.arange(len(NOTES))
-    batch["related"] = torch.full((len(NOTES), 1), NO_ITEM)
+    batch["related"] = torch.full((len(NOTES), 1), torch.iinfo(torch.int64).max)  # none
     assert settings.note is not None
     if settings.note.looks:
         batch["image"] = torch.randint(0, 255, (len(NOTES), 3, 16, 16), generator=g).to(torch.uint8)
@@ -136,12 +136,11 @@ def by_hand(monkeypatch: pytest.MonkeyPatch) -> Callable[[StageModule, dict[str,
         hand.nudge = nudge
         monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "by_hand", hand)
         text = module.model.text
-        before, last = text.lm.config._attn_implementation, text._last
+        before = text.lm.config._attn_implementation
         text.lm.set_attn_implementation("by_hand")
-        text._last = None  # the last layer at the compressed words alone does not ask for attention
-        loss = module.eval()(batch)[0]
+        with text.whole_layers():
+            loss = module.eval()(batch)[0]
         text.lm.set_attn_implementation(before)
-        text._last = last
         return loss, hand
 
     return run
@@ -278,7 +277,7 @@ def test_the_model_is_left_as_it_was(case: Any) -> None:
     lm, image = module.model.text.lm, module.model.image
     module.train()
     image.eval()
-    before, last = lm.config._attn_implementation, module.model.text._last
+    before = lm.config._attn_implementation
     modes = [part.training for part in module.modules()]
     module.chunk = 3
     with torch.no_grad():
@@ -286,7 +285,7 @@ def test_the_model_is_left_as_it_was(case: Any) -> None:
     assert torch.equal(first.sums, second.sums)  # no dropout
     assert before == "sdpa" == lm.config._attn_implementation
     assert [part.training for part in module.modules()] == modes
-    assert module.model.text._last is last
+    assert not module.model.text._whole
     assert module.chunk == 3
     assert all(parameter.grad is None for parameter in module.parameters())
     assert not any(part._forward_hooks or part._forward_pre_hooks for part in module.modules())
@@ -350,6 +349,19 @@ def test_the_graph_has_saliency_where_it_is_asked_for_and_an_lm_runs(tmp_path: P
     alone = "model.note={inputs: image, early: false, micl: false, late: false}"
     image = notes_graph(tmp_path, "evaluation.saliency=true", alone, "stages=[{name: n, tasks: {note2note: 1}}]")
     assert "saliency" not in image
+
+
+def test_means_in_place_of_the_compressed_word_are_refused_before_anything_is_computed(
+    weights: Path, tmp_path: Path
+) -> None:
+    notes_graph(tmp_path, "model.text.pooling=mean")
+    with pytest.raises(UserError, match=r"model\.text\.pooling=mean"):
+        notes_graph(tmp_path, "model.text.pooling=mean", "evaluation.saliency=true")
+    settings = settings_of(weights, **VARIANTS["basic"])
+    text = settings.text.model_copy(update={"pooling": "mean"})
+    module = module_of(weights, TASKS["basic"], settings.model_copy(update={"text": text}))
+    with pytest.raises(UserError, match=r"model\.text\.pooling=mean"):
+        saliency_of(module, batch_for(weights, module))
 
 
 @pytest.mark.ray

@@ -24,6 +24,7 @@ from sidray.data.catalogue import Catalogue, Rows
 from sidray.errors import UserError
 from sidray.models.mlrm import VISUAL, Mlrm, NoteInput
 from sidray.models.note_inputs import NoteFetch
+from sidray.models.settings import ModelSettings
 from sidray.models.sources import sources_of
 from sidray.models.text import decoder_of
 from sidray.models.trained import load_trained
@@ -69,13 +70,23 @@ class Saliency:
 def saliency_of(module: StageModule, batch: Batch) -> Saliency:
     """The scores (4)-(6) of a batch of pairs. The model is left as it was; no parameter gets a gradient.
 
-    UserError when no attention comes out of an LM, or there is none (the vision encoder alone)."""
+    UserError when no attention comes out of an LM, there is none (the vision encoder alone), or no compressed word."""
     assert isinstance(module.model, Mlrm)
+    check_word(module.model.settings)
     matrices = saliency_matrices(module, batch)[1].double()  # [layers, B, T, T]
     sets = pair_sets(batch["note.ids"], batch["note.mask"], module.model.base).double()  # [3, B, T, T]
     sizes = sets.sum((2, 3))  # [3, B]
     sums = torch.einsum("lbij,kbij->lkb", matrices, sets) / sizes.clamp(min=1)  # [layers, 3, B]
     return Saliency(sums.sum(2).cpu(), (sizes > 0).sum(1).cpu())
+
+
+def check_word(model: ModelSettings) -> None:
+    """UserError for a model whose vectors are means over the prompt: (4)-(6) are of the flow to one word, c."""
+    if model.text.pooling == "mean":
+        raise UserError(
+            "saliency is of what flows to the compressed word, and model.text.pooling=mean takes a mean in its place",
+            "set model.text.pooling: eos, or evaluation.saliency: false",
+        )
 
 
 def saliency_matrices(module: StageModule, batch: Batch) -> tuple[Tensor, Tensor]:
