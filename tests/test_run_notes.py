@@ -155,7 +155,7 @@ async def test_the_embedder_of_the_service_encodes_new_notes(run: RunFolder, mod
     described = await embedder.describe()
     assert (described.dimension, described.images, described.id) == (16, True, run.model_key)
     row = catalogue_rows(run, 1).to_pylist()[0]
-    item = NewItem(title=row["title"], image=row["image"], fields={})
+    item = NewItem(item_id="new", title=row["title"], partition=row["partition"], fields={}, image=row["image"])
     encoded = await embedder.encode_items([item])
     np.testing.assert_allclose(encoded.vectors, model.items([row]).vectors, atol=1e-5)
     found = await embedder.embed("red heart", None)
