@@ -35,6 +35,7 @@ from sidray.models.mlrm import VISUAL
 from sidray.recipe import Recipe, load_recipe
 from sidray.run import run_recipe
 from sidray.search import search
+from sidray.serving.app import build_run
 from sidray.serving.embedder import Embedder
 from sidray.serving.messages import NewItem, Refusal
 from sidray.serving.settings import EmbedderSettings
@@ -148,6 +149,12 @@ def test_search_by_words_and_by_a_note(run: RunFolder, model: NoteModel) -> None
     hits = search(run, row["title"], None, [], 5)
     assert len(hits) == 5
     assert hits[0].score >= hits[-1].score
+
+
+def test_the_service_takes_the_run(run: RunFolder) -> None:
+    application = build_run({"run": run.uri})
+    assert application is not None
+    assert run.trained_role == "note-model"
 
 
 async def test_the_embedder_of_the_service_encodes_new_notes(run: RunFolder, model: NoteModel) -> None:

@@ -58,6 +58,11 @@ class RunFolder:
         """What vectors of this run carry: they may be compared with vectors of the same key alone."""
         return f"{self.recipe.name}-{self.steps['embed'].rsplit('-', 1)[1]}"
 
+    @property
+    def trained_role(self) -> str:
+        """The step of the trained weights that every model of the run has."""
+        return "pretrained-towers" if self.recipe.model.note is None else "note-model"
+
     def manifest(self, role: str) -> dict[str, Any]:
         """UserError when the step is not done."""
         uri = storage.join(self.root, "steps", self.steps[role], "manifest.json")

@@ -31,7 +31,7 @@ class NoteModel:
         self.model_key = run.model_key
         sources = sources_of(run.sources(), None)
         self.model = cast(Mlrm, sources.model(run.recipe.model, 0, with_frozen=True))
-        load_trained(self.model, storage.local_folder(storage.join(run.output("note-model"), "towers.safetensors")))
+        load_trained(self.model, storage.local_folder(storage.join(run.output(run.trained_role), "towers.safetensors")))
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model.eval().to(self.device)
         self.note = self.model.note

@@ -45,7 +45,7 @@ class RunModel:
         sources = sources_of(run.sources(), None)
         assigner = Assigner(run.output("tokenizers")) if "sids" in run.steps else None
         count = len(assigner.vocabulary) if assigner else 0
-        pretrained = _towers(run, sources, "pretrained-towers", 0)
+        pretrained = _towers(run, sources, run.trained_role, 0)
         final = _towers(run, sources, "final-towers", count) if assigner else pretrained
         return cls(run, final, pretrained, assigner)
 

@@ -31,7 +31,6 @@ from sidray.serving.settings import (
 )
 from sidray.serving.writer_replica import WriterReplica
 
-_NEEDED = ("text-weights", "pretrained-towers", "table", "index")
 CONSTRUCTOR_ATTEMPTS = 3  # a replica that cannot load will not load at the twentieth attempt
 
 
@@ -39,7 +38,7 @@ def build_run(args: Values) -> Application:
     """`args`: RunSettings. UserError for an unknown key, and for a run that is none or is not finished."""
     settings = build(RunSettings, args, "of the run's application")
     run = RunFolder.open(settings.run, settings.variant)
-    for role in _NEEDED:
+    for role in ("text-weights", run.trained_role, "table", "index"):
         run.manifest(role)
     collection = Collection.of(run)
     collection.check()
