@@ -78,7 +78,9 @@ class Standard(nn.Module):
     @torch.no_grad()
     def fit(self, values: Tensor) -> None:
         """Mean and deviation of values [n, d]. No deviation counts as less than a tenth of the median one: what hardly
-        differs is mostly rounding."""
+        differs is mostly rounding. Fewer than two rows say nothing and change nothing."""
+        if len(values) < 2:
+            return
         values = values.float()
         deviation = values.std(0)
         deviation = deviation.clamp(min=0.1 * float(deviation.median()))

@@ -12,7 +12,7 @@ from sidray import storage
 from sidray.data.catalogue import Catalogue, Rows
 from sidray.models.fetch import Fetch
 from sidray.models.inputs import Segment
-from sidray.models.mlrm import Mlrm, NoteInput, Standard
+from sidray.models.mlrm import Mlrm, Standard
 from sidray.models.note_inputs import NoteFetch, note_input
 from sidray.models.text import TextEncoder
 from sidray.models.towers import Towers
@@ -54,8 +54,9 @@ def start_standards(model: Mlrm, fetch: NoteFetch) -> None:
     model.eval()
     words: list[torch.Tensor] = []
     wholes: list[torch.Tensor] = []
-    for rows in np.array_split(sample(fetch.catalogue), SAMPLE // 32):
-        notes = note_input(fetch(rows), "note") if len(rows) else NoteInput(None, None)
+    rows = sample(fetch.catalogue)
+    for start in range(0, len(rows), 32):
+        notes = note_input(fetch(rows[start : start + 32]), "note")
         grid = None if notes.image is None else model.grid(notes.image)
         if notes.image is not None and grid is not None and model.whole is not None:
             wholes.append(model.whole.normalise(model.whole_of(grid))[notes.image.present])
