@@ -74,6 +74,7 @@ class NotesBuilder(Builder):
             config: Values = {
                 "text": recipe.model.text.model_dump(mode="json", exclude={"pooling", "max_query_tokens"}),
                 "prompt": dump(self.note, _PROMPT),
+                **dump(recipe.embedding, {"precision"}),
             }
             run = partial(note_cache, recipe.model, style, recipe.embedding)
             self._add(role, run, NOTE_VERSION, config, self._same("catalogue", "text-weights"))
@@ -100,6 +101,7 @@ class NotesBuilder(Builder):
     def _embed(self, role: str, shown: NoteInputs) -> None:
         recipe = self.recipe
         config = {"shown": shown, "model": dump(recipe.model), "controls": dump(recipe.controls)}
+        config |= dump(recipe.embedding, {"precision"})
         inputs = self._inputs(self._styles([shown])) | {"towers": "note-model"}
         self._add(role, partial(embed_notes, shown, recipe), EMBED_VERSION, config, inputs)
 
@@ -109,7 +111,7 @@ class NotesBuilder(Builder):
         note = NoteSettings(inputs="multimodal", early=False, micl=False, late=True, **prompt)
         recipe = self.recipe.model_copy(update={"model": self.recipe.model.model_copy(update={"note": note})})
         config = {"text": dump(recipe.model.text), "note": dump(note, _PROMPT), "image": dump(recipe.model.image)}
-        config["controls"] = dump(recipe.controls)
+        config |= {"controls": dump(recipe.controls), **dump(recipe.embedding, {"precision"})}
         self._add("zero-shot", partial(zero_shot, recipe), EMBED_VERSION, config, self._inputs({"text"}))
 
     def _saliency(self, stage: StageSettings) -> None:

@@ -46,6 +46,7 @@ class TowersBuilder(Builder):
         if model.text.frozen_layers:
             run = partial(text_cache, model, embedding)
             config = {"text": model.text.model_dump(mode="json", exclude={"pooling"}), "prompts": dump(model.prompts)}
+            config |= dump(embedding, {"precision"})
             inputs = self._same("catalogue", "text-weights")
             self._add("text-cache", run, TEXT_CACHE_VERSION, config, inputs)
         if model.image.frozen and "image-weights" in self.steps:
@@ -80,6 +81,7 @@ class TowersBuilder(Builder):
     def _embed(self, role: str, towers: str, item: str, extra: tuple[str, ...] = ()) -> None:
         recipe = self.recipe
         config = {"item": item, "model": dump(recipe.model), "controls": dump(recipe.controls)}
+        config |= dump(recipe.embedding, {"precision"})
         inputs = self._same(*_SOURCES, *extra) | {"towers": towers}
         self._add(role, partial(embed_step, item, recipe), EMBED_VERSION, config, inputs)
 

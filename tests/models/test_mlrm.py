@@ -20,7 +20,7 @@ from sidray.models.settings import ModelSettings, TextSettings
 from sidray.models.text import TextEncoder
 from sidray.models.towers import ImageInput, TextInput
 from sidray.models.trained import load_trained, save_trained, set_trainable, trained_state
-from tests.models.tiny import PLACES, note_model_settings, write_weights
+from tests.models.tiny import PLACES, note_model_settings, seeing, write_weights
 
 
 def cut(folder: Path, frozen: int, **note: Any) -> ModelSettings:
@@ -39,7 +39,7 @@ def folder(tmp_path: Path) -> Path:
 
 def model_of(folder: Path, with_frozen: bool = True, frozen: int = 0, **note: Any) -> Mlrm:
     chosen = cut(folder, frozen, **note) if frozen else note_model_settings(**note)
-    return build_mlrm(folder / "text", folder / "image", chosen, with_frozen).eval()
+    return seeing(build_mlrm(folder / "text", folder / "image", chosen, with_frozen)).eval()
 
 
 def prompts(model: Mlrm) -> tuple[TextInput, Tensor, Tensor]:
@@ -258,3 +258,12 @@ def test_paper_sizes_on_the_meta_device(vocabulary: int, intermediate: int, tota
     assert mlrm.grid(image).shape == (2, 1 + 196, 768)
     assert mlrm.connector(mlrm.grid(image)[:, 1:]).shape == (2, 16, 4096)
     assert mlrm.projector.out_features == 64
+
+
+def test_a_fused_picture_begins_as_nothing_and_one_alone_does_not(tmp_path: Path) -> None:
+    alone = {"inputs": "image", "early": False, "micl": False, "late": False}
+    for note, there in (({}, False), (alone, True)):
+        settings = note_model_settings(**note)
+        write_weights(tmp_path, settings)
+        model = build_mlrm(tmp_path / "text", tmp_path / "image", settings, with_frozen=False)
+        assert bool(model.whole(torch.randn(2, model.vision.width)).any()) is there  # type: ignore[misc]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -95,7 +95,15 @@ def tiny_mlrm(folder: Path, **note: Any) -> Mlrm:
     settings = note_model_settings(**note)
     if not (folder / "text").is_dir():
         write_weights(folder, settings)
-    return build_mlrm(folder / "text", folder / "image", settings, with_frozen=True)
+    return seeing(build_mlrm(folder / "text", folder / "image", settings, with_frozen=True))
+
+
+def seeing(model: Mlrm) -> Mlrm:
+    """The model as if it had learnt to look: a fused picture begins as nothing."""
+    if model.whole is not None:
+        g = torch.Generator().manual_seed(0)
+        torch.nn.init.normal_(cast(torch.nn.Linear, model.whole.linear).weight, std=0.2, generator=g)
+    return model
 
 
 def pairs_batch(model: Mlrm, pairs: int, seed: int = 0) -> dict[str, torch.Tensor]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from sidray.training.engine import parameter_groups
 from sidray.training.module import StageModule
 from sidray.training.settings import StageSettings
-from tests.models.tiny import tiny_towers
+from tests.models.tiny import tiny_mlrm, tiny_towers
 
 
 def test_matrices_decay_and_tokens_have_a_rate_of_their_own(tmp_path: Path) -> None:
@@ -28,3 +30,16 @@ def test_matrices_decay_and_tokens_have_a_rate_of_their_own(tmp_path: Path) -> N
         == 0
     )
     assert decays["model.mlp_q.0.weight"] == decays["model.text.lm.model.embed_tokens.weight"] == 0.1
+
+
+def test_a_part_learns_at_its_own_rate(tmp_path: Path) -> None:
+    stage = StageSettings(name="s", tasks={"note2note": 1.0}, lr=1e-3, rates={"text": 0.1, "connector": 3.0})
+    module = StageModule(tiny_mlrm(tmp_path), stage)
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    groups = parameter_groups(module, stage, token_lr=0.25)
+    rates = {names[id(parameter)]: group["lr"] for group in groups for parameter in group["params"]}
+    assert rates["model.text.lm.model.norm.weight"] == pytest.approx(1e-4)
+    assert rates["model.connector.project.weight"] == pytest.approx(3e-3)
+    assert rates["model.projector.weight"] == 1e-3
+    assert rates["model.text.sids.weight"] == 2.5e-4
+    assert set(rates) == {name for name, parameter in module.named_parameters() if parameter.requires_grad}

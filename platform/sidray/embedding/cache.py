@@ -23,19 +23,20 @@ from sidray.data.catalogue import Catalogue, Rows
 from sidray.embedding.pool import Encoder, encode_rows, vector_column, write_rows
 from sidray.embedding.settings import EmbeddingSettings
 from sidray.models.image import load_image_encoder
+from sidray.models.inference import for_inference, inference_device
 from sidray.models.inputs import item_texts, pixels
 from sidray.models.note_inputs import catalogue_prompts, prompter_of
 from sidray.models.note_settings import PromptStyle
 from sidray.models.prompts import Prompter, load_tokenizer, pad
-from sidray.models.settings import ModelSettings
+from sidray.models.settings import ModelSettings, Precision
 from sidray.models.sources import sources_of
 from sidray.models.text import TextEncoder, load_lm
 from sidray.models.towers import len_tokenizer
 from sidray.steps import Summary, Work
 
-TEXT_VERSION = 1
+TEXT_VERSION = 2
 IMAGE_VERSION = 1
-NOTE_VERSION = 1
+NOTE_VERSION = 2
 GRID_VERSION = 1
 ROWS_AT_ONCE = 8192
 
@@ -98,15 +99,17 @@ def _write_states(
 ) -> None:
     ids = pa.table({"ids": pa.array([list(text) for text in texts], pa.list_(pa.int32()))})
     lance.write_dataset(ids, storage.absolute(work.path("ids.lance")))
-    make = functools.partial(_text_encoder, model, work.inputs["text-weights"], work.path("ids.lance"))
+    make = functools.partial(
+        _text_encoder, model, settings.precision, work.inputs["text-weights"], work.path("ids.lance")
+    )
     write_rows(work.path("texts.lance"), encode_rows(name, len(texts), make, settings))
 
 
-def _text_encoder(model: ModelSettings, weights: str, ids_uri: str) -> Encoder:
+def _text_encoder(model: ModelSettings, precision: Precision, weights: str, ids_uri: str) -> Encoder:
     folder = storage.local_folder(weights)
     base = len_tokenizer(folder)
-    text = TextEncoder(load_lm(folder), model.text.frozen_layers, 0, with_frozen=True).eval()
-    device = _device(text)
+    text = for_inference(TextEncoder(load_lm(folder), model.text.frozen_layers, 0, with_frozen=True), precision)
+    device = next(text.parameters()).device
     dataset = lance.dataset(ids_uri)
 
     def encode(rows: Any) -> pa.Table:
@@ -130,8 +133,8 @@ def image_cache(model: ModelSettings, settings: EmbeddingSettings, work: Work) -
 
 
 def _image_encoder(model: ModelSettings, weights: str, catalogue: Catalogue) -> Encoder:
-    trunk = load_image_encoder(storage.local_folder(weights)).eval()
-    device = _device(trunk)
+    device = inference_device()
+    trunk = load_image_encoder(storage.local_folder(weights)).eval().to(device)
 
     def encode(rows: Any) -> pa.Table:
         table = catalogue.items(rows, ["image", "image_id"])
@@ -162,8 +165,8 @@ def grid_cache(model: ModelSettings, settings: EmbeddingSettings, work: Work) ->
 
 
 def _grid_encoder(model: ModelSettings, weights: str, catalogue: Catalogue, places: int) -> Encoder:
-    encoder = load_image_encoder(storage.local_folder(weights)).eval()
-    device = _device(encoder)
+    device = inference_device()
+    encoder = load_image_encoder(storage.local_folder(weights)).eval().to(device)
 
     def encode(rows: Any) -> pa.Table:
         table = catalogue.items(rows, ["image", "image_id"])
@@ -175,9 +178,3 @@ def _grid_encoder(model: ModelSettings, weights: str, catalogue: Catalogue, plac
         return pa.table({"grid": vector_column(grid), "image_id": table["image_id"]})
 
     return encode
-
-
-def _device(module: torch.nn.Module) -> torch.device:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    module.to(device)
-    return device

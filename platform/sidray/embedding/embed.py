@@ -26,7 +26,8 @@ from sidray.data.catalogue import Catalogue, Rows
 from sidray.embedding.pool import Encoder, encode_rows, vector_column, write_rows
 from sidray.embedding.settings import EmbeddingSettings
 from sidray.models.fetch import Fetch
-from sidray.models.settings import ModelSettings
+from sidray.models.inference import for_inference
+from sidray.models.settings import ModelSettings, Precision
 from sidray.models.sources import Sources
 from sidray.models.towers import ImageInput, TextInput, Towers
 from sidray.models.trained import load_trained
@@ -46,6 +47,7 @@ class EmbedJob:
     towers: str
     item: Literal["fused", "text", "sids"]
     random_images: int | None = None
+    precision: Precision = "fp32"
 
     def columns(self) -> frozenset[str]:
         return {"fused": frozenset({"text", "image"}), "text": frozenset({"text"}), "sids": frozenset({"item"})}[
@@ -92,7 +94,7 @@ def load_stage_towers(job: EmbedJob) -> Towers:
     """The towers of a stage, without the parts whose outputs are cached."""
     towers = cast(Towers, job.sources.model(job.model, job.sid_count))
     load_trained(towers, storage.local_folder(job.towers))
-    return towers.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+    return for_inference(towers, job.precision)
 
 
 def _encoder(job: EmbedJob, sizes: list[int], pictures: Rows) -> Encoder:

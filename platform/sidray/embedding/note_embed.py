@@ -13,17 +13,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import pyarrow as pa
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from sidray import storage
 from sidray.data.catalogue import Catalogue
 from sidray.embedding.pool import Encoder, encode_rows, vector_column, write_rows
+from sidray.models.inference import for_inference
 from sidray.models.mlrm import Mlrm, NoteInput
 from sidray.models.note_inputs import NOTE_COLUMNS, NoteFetch, note_input
 from sidray.models.note_settings import NoteInputs
-from sidray.models.settings import ModelSettings
+from sidray.models.settings import ModelSettings, Precision
 from sidray.models.sources import Sources, sources_of
 from sidray.models.text import pool_mean
 from sidray.models.trained import load_trained
@@ -32,37 +32,40 @@ from sidray.steps import Summary, Work
 if TYPE_CHECKING:
     from sidray.recipe import Recipe
 
-VERSION = 1
+VERSION = 2
 COLUMN_OF = {shown: column for column, shown in NOTE_COLUMNS.items()}
 Columns = Callable[[Mlrm, NoteInput], dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
 class NoteJob:
-    """`trained`: URI of a stage's weights, None for the initial ones."""
+    """`trained`: URI of a stage's weights, None for the initial ones; `precision`: see EmbeddingSettings."""
 
     sources: Sources
     model: ModelSettings
     shown: NoteInputs
     trained: str | None
+    precision: Precision
 
     def load(self) -> Mlrm:
         """The model without the parts whose outputs are cached."""
         model = cast(Mlrm, self.sources.model(self.model, 0))
         if self.trained is not None:
             load_trained(model, storage.local_folder(self.trained))
-        return model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+        return for_inference(model, self.precision)
 
 
 def embed_notes(shown: NoteInputs, recipe: Recipe, work: Work) -> Summary:
     """Inputs: catalogue, weights, caches, towers (the trained weights)."""
     trained = storage.join(work.inputs["towers"], "towers.safetensors")
-    return _write(NoteJob(_sources(recipe, work), recipe.model, shown, trained), _vectors, recipe, work)
+    job = NoteJob(_sources(recipe, work), recipe.model, shown, trained, recipe.embedding.precision)
+    return _write(job, _vectors, recipe, work)
 
 
 def zero_shot(recipe: Recipe, work: Work) -> Summary:
     """Inputs: catalogue, weights, caches."""
-    return _write(NoteJob(_sources(recipe, work), recipe.model, "multimodal", None), _untrained, recipe, work)
+    job = NoteJob(_sources(recipe, work), recipe.model, "multimodal", None, recipe.embedding.precision)
+    return _write(job, _untrained, recipe, work)
 
 
 def _sources(recipe: Recipe, work: Work) -> Sources:

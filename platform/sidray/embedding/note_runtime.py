@@ -15,6 +15,7 @@ from sidray import storage
 from sidray.embedding.encoded import Encoded, Item, Vectors, unit
 from sidray.errors import UserError
 from sidray.finished import RunFolder
+from sidray.models.inference import for_inference
 from sidray.models.inputs import Segment, batch_of, pixels
 from sidray.models.mlrm import Mlrm, NoteInput
 from sidray.models.note_inputs import open_visual, prompter_of
@@ -32,8 +33,8 @@ class NoteModel:
         sources = sources_of(run.sources(), None)
         self.model = cast(Mlrm, sources.model(run.recipe.model, 0, with_frozen=True))
         load_trained(self.model, storage.local_folder(storage.join(run.output(run.trained_role), "towers.safetensors")))
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.model.eval().to(self.device)
+        for_inference(self.model, run.recipe.embedding.precision)
+        self.device = next(self.model.parameters()).device
         self.note = self.model.note
         self.prompter = prompter_of(sources, run.recipe.model, run.recipe.data.text_fields)
         self.reads_text = self.note.inputs != "image"

@@ -23,5 +23,6 @@ def embed_step(item: str, recipe: Recipe, work: Work) -> Summary:
         towers=storage.join(work.inputs["towers"], "towers.safetensors"),
         item=cast(Literal["fused", "text", "sids"], item),
         random_images=recipe.controls.random_images,
+        precision=recipe.embedding.precision,
     )
     return embed(job, recipe.embedding, work)

@@ -16,6 +16,7 @@ from sidray import storage
 from sidray.embedding.encoded import Encoded, Item, Vectors, unit
 from sidray.errors import UserError
 from sidray.finished import RunFolder
+from sidray.models.inference import for_inference
 from sidray.models.inputs import Segment, batch_of, pixels, sid_segment
 from sidray.models.prompts import Prompter, load_tokenizer
 from sidray.models.sources import sources_of
@@ -122,5 +123,4 @@ class RunModel:
 def _towers(run: RunFolder, sources: Any, role: str, sid_count: int) -> Towers:
     towers: Towers = sources.model(run.recipe.model, sid_count, with_frozen=True)
     load_trained(towers, storage.local_folder(storage.join(run.output(role), "towers.safetensors")))
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return towers.eval().to(device)
+    return for_inference(towers, run.recipe.embedding.precision)

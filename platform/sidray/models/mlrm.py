@@ -93,14 +93,18 @@ class Standard(nn.Module):
 
 
 class Whole(nn.Module):
-    """The picture's whole -> v of (7): [B, w] -> [B, d]."""
+    """The picture's whole -> v of (7): [B, w] -> [B, d]. `fused`: a gate joins v to a compressed word; v is nothing as
+    training begins, so that the words' geometry is not lost among that of a random projection."""
 
-    def __init__(self, vision_width: int, width: int, dropout: float) -> None:
+    def __init__(self, vision_width: int, width: int, dropout: float, fused: bool) -> None:
         super().__init__()
         self.normalise = nn.LayerNorm(vision_width)
         self.standard = Standard(vision_width)
         self.dropout = nn.Dropout(dropout)
         self.linear = nn.Linear(vision_width, width)
+        if fused:
+            nn.init.zeros_(self.linear.weight)
+            nn.init.zeros_(self.linear.bias)
 
     def forward(self, picture: Tensor) -> Tensor:
         out: Tensor = self.linear(self.dropout(self.standard(self.normalise(picture))))
@@ -122,7 +126,7 @@ class Mlrm(TrainedModel):
         width = text.width
         self.connector = Connector(self.note.connector, vision.width, width) if self.note.early else None
         whole = self.note.late or not self.note.reads_text
-        self.whole = Whole(vision.width, width, self.note.dropout) if whole else None
+        self.whole = Whole(vision.width, width, self.note.dropout, self.note.late) if whole else None
         self.standards = nn.ModuleList(Standard(width) for _ in range(1 + self.note.micl))  # of n_v with mICL, of n_m
         self.dropout = nn.Dropout(self.note.dropout)
         self.gate = Gate(width) if self.note.late else None

@@ -11,6 +11,7 @@ from sidray.config import Settings
 from sidray.models.note_settings import NoteSettings
 
 Positive = Annotated[int, Field(gt=0)]
+Precision = Literal["fp32", "bf16"]
 
 
 class TextSettings(Settings):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sidray.models.trained import TrainedModel, trained_state
+from sidray.training.module import StageModule
 from sidray.training.settings import StageSettings, TrainingSettings
 
 
@@ -22,20 +24,29 @@ def linear_schedule(steps: int, warmup: float) -> Any:
     return factor
 
 
-def parameter_groups(module: nn.Module, stage: StageSettings, token_lr: float) -> list[dict[str, Any]]:
-    """Matrices decay; biases, norms and SID tokens do not. SID tokens learn at `token_lr` times the stage's rate."""
-    matrices: list[nn.Parameter] = []
-    others: list[nn.Parameter] = []
-    tokens: list[nn.Parameter] = []
+def parameter_groups(module: StageModule, stage: StageSettings, token_lr: float) -> list[dict[str, Any]]:
+    """Matrices decay; biases, norms and SID tokens do not. A part learns at its `rates` times the stage's rate, SID
+    tokens at `token_lr` times it."""
+    rates = _rates(module.model, stage)
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
-            (tokens if ".sids." in name else matrices if parameter.ndim > 1 else others).append(parameter)
-    groups = [
-        {"params": matrices, "lr": stage.lr, "weight_decay": stage.weight_decay},
-        {"params": others, "lr": stage.lr, "weight_decay": 0.0},
-        {"params": tokens, "lr": stage.lr * token_lr, "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]
+            token = ".sids." in name
+            rate = token_lr if token else rates.get(parameter, 1.0)
+            decay = stage.weight_decay if parameter.ndim > 1 and not token else 0.0
+            groups.setdefault((stage.lr * rate, decay), []).append(parameter)
+    return [{"params": params, "lr": lr, "weight_decay": decay} for (lr, decay), params in groups.items()]
+
+
+def _rates(model: TrainedModel, stage: StageSettings) -> Mapping[nn.Parameter, float]:
+    """The multiple of every parameter whose part has one."""
+    return {
+        parameter: stage.rates[part]
+        for part, modules in model.groups().items()
+        if part in stage.rates
+        for module in modules
+        for parameter in module.parameters()
+    }
 
 
 def deepspeed_config(training: TrainingSettings, micro_batch: int) -> dict[str, Any]:
@@ -52,7 +63,7 @@ def deepspeed_config(training: TrainingSettings, micro_batch: int) -> dict[str, 
 
 
 def make_engine(
-    module: nn.Module,
+    module: StageModule,
     stage: StageSettings,
     training: TrainingSettings,
     steps: int,

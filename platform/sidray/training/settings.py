@@ -7,6 +7,7 @@ from typing import Annotated, Literal, get_args
 from pydantic import Field, model_validator
 
 from sidray.config import Settings
+from sidray.models.settings import Precision
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(gt=0)]
@@ -28,7 +29,7 @@ class TrainingSettings(Settings):
     gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
     threads: Annotated[int, Field(ge=0)] = 0
     zero_stage: Literal[0, 1, 2, 3] = 0
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Precision = "fp32"
     clip: Annotated[float, Field(gt=0)] = 1.0
     chunk: Annotated[int, Field(ge=0)] = 0
     max_failures: Annotated[int, Field(ge=0)] = 2
@@ -39,15 +40,17 @@ class StageSettings(Settings):
     """A stage: weighted tasks, what is trainable, a fresh optimiser and schedule, and its length.
 
     `rows`: "clicks" = every train click is a row; "items" = every train item is, with one of its train clicks drawn
-    anew each epoch. `item`: what an item's vector is made of. `epochs` or `steps` gives the length. `vocabulary`: over
-    which text tokens the softmax of the causal tasks runs: "full" = all and the SIDs (the paper), "batch" = those that
-    are targets somewhere in the global batch, as the negatives of InfoNCE are (for LMs with tied embeddings)."""
+    anew each epoch. `item`: what an item's vector is made of. `rates`: part -> multiple of `lr` at which it learns (1
+    unless it is named). `epochs` or `steps` gives the length. `vocabulary`: over which text tokens the softmax of the
+    causal tasks runs: "full" = all and the SIDs (the paper), "batch" = those that are targets somewhere in the global
+    batch, as the negatives of InfoNCE are (for LMs with tied embeddings)."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9_-]+$")]
     tasks: Annotated[dict[TaskName | NoteTaskName, float], Field(min_length=1)]
     item: Literal["fused", "text", "sids"] = "fused"
     rows: Literal["clicks", "items"] = "clicks"
     train: list[Part] = Field(default_factory=lambda: list(get_args(Part)))
+    rates: dict[Part, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
     batch_size: Positive = 64
     epochs: Annotated[float, Field(gt=0)] = 1.0
     steps: Annotated[int, Field(ge=0)] = 0
