@@ -116,13 +116,14 @@ def preflight(settings: TrainingSettings) -> None:
     )
 
 
-def on_cluster(function: Callable[..., T], *args: object, cpus: float = 1.0) -> T:
+def on_cluster(function: Callable[..., T], *args: object, cpus: float = 1.0, gpus: float = 0.0) -> T:
     """Runs a function as one Ray task and returns its result; a UserError of the task comes out as itself."""
     import ray
     from ray.exceptions import RayTaskError
 
     try:
-        result: T = ray.get(ray.remote(function).options(num_cpus=cpus).remote(*args))  # type: ignore[call-overload]
+        remote = ray.remote(function).options(num_cpus=cpus, num_gpus=gpus)  # type: ignore[call-overload]
+        result: T = ray.get(remote.remote(*args))
     except RayTaskError as error:
         raise (root_user_error(error) or error) from error
     return result

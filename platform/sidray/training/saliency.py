@@ -185,7 +185,8 @@ def _attends(layer: Any) -> bool:
 
 def saliency_step(recipe: Recipe, stage: StageSettings, work: Work) -> Summary:
     """Inputs: those of the stage, and towers: its trained weights."""
-    return on_cluster(_saliency, recipe, stage, work, cpus=recipe.training.cpus_per_worker)
+    training = recipe.training
+    return on_cluster(_saliency, recipe, stage, work, cpus=training.cpus_per_worker, gpus=training.gpus_per_worker)
 
 
 def _saliency(recipe: Recipe, stage: StageSettings, work: Work) -> Summary:
