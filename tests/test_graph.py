@@ -29,6 +29,7 @@ def keys(*overrides: str, recipe: str = "smgr-hm") -> dict[str, str]:
         ("training.workers=2", [], ["stage-query2text", "index"]),
         ("controls.shuffle_images=1", ["stage-image2text", "sids", "index"], ["stage-query2text", "image-cache"]),
         ("embedding.batch_size=7", [], ["stage-query2text", "text-cache", "index"]),
+        ("embedding.precision=bf16", ["text-cache", "pretrained", "embed"], ["image-cache", "text-weights"]),
     ],
 )
 def test_what_a_step_depends_on(override: str, changed: list[str], kept: list[str]) -> None:
@@ -47,7 +48,8 @@ def test_what_a_step_depends_on(override: str, changed: list[str], kept: list[st
         ),
         ("model.note.max_words={title: 5}", ["note-cache-micl", "note-cache-text", "zero-shot"], ["grid-cache"]),
         ("model.note.late=false", ["stage-note2note", "given-text"], ["note-cache-micl", "zero-shot", "catalogue"]),
-        ("model.text.pooling=eos", ["stage-note2note", "zero-shot"], ["note-cache-micl", "text-weights"]),
+        ("model.text.pooling=mean", ["stage-note2note", "zero-shot"], ["note-cache-micl", "text-weights"]),
+        ("embedding.precision=fp32", ["note-cache-micl", "embed", "zero-shot"], ["grid-cache", "text-weights"]),
         ("seeds=[7]", ["stage-note2note", "index"], ["note-cache-micl", "grid-cache", "text-weights", "image-weights"]),
         ("controls.shuffle_images=1", ["stage-note2note", "zero-shot"], ["grid-cache", "note-cache-micl"]),
         ("embedding.batch_size=7", [], ["stage-note2note", "note-cache-micl", "index"]),
