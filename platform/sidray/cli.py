@@ -1,4 +1,4 @@
-"""The command line: `sidray run | show | search | serve | embed | export`. Thin: it parses, calls sidray, prints.
+"""The command line: `sidray run | submit | show | search | serve | embed | ...`. Thin: it parses, calls sidray, prints.
 
 A user's mistake (UserError) is printed without a traceback and ends with exit code 2.
 """
@@ -16,6 +16,10 @@ VariantOption = Annotated[str, typer.Option(help="a variant of the run, such as 
 ServingOverrides = Annotated[
     list[str] | None, typer.Argument(help="embedder.replicas=2 gateway.keys=URI ...: serve/search.yaml lists the keys")
 ]
+AddressOption = Annotated[
+    str,
+    typer.Option(help="the cluster's dashboard, http://HOST:8265; default: RAY_API_SERVER_ADDRESS, or this machine"),
+]
 RunArgument = Annotated[str, typer.Argument(help="a run folder, as `sidray run` prints it")]
 
 
@@ -31,6 +35,51 @@ def run(
     typer.echo(f"\n{finished.table}\nrun folder: {finished.folder}   ({finished.seconds:.0f} s)")
     typer.echo(f"report:     {finished.folder}/report/report.md")
     typer.echo(f'next:       sidray search {finished.folder} "query"   or   sidray serve {finished.folder}')
+
+
+@app.command()
+def submit(
+    recipe: Annotated[str, typer.Argument(help="a shipped recipe's name or a YAML path")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="a.b=c ...")] = None,
+    address: AddressOption = "",
+    env: Annotated[list[str] | None, typer.Option(help="NAME or NAME=VALUE for the job; may be repeated")] = None,
+    follow: Annotated[bool, typer.Option(help="show the job's log and end with its exit code")] = False,
+) -> None:
+    """Runs a recipe as a job of a Ray cluster, which needs no sidray: this package travels with it."""
+    from sidray import submit as jobs
+
+    job = jobs.submit(recipe, overrides or [], address, env or [])
+    typer.echo(f"{job.id} submitted: sidray status {job.id}, sidray stop {job.id}")
+    if follow:
+        raise typer.Exit(jobs.follow(job))
+
+
+@app.command()
+def status(
+    job: Annotated[str, typer.Argument(help="a job, as `sidray submit` prints it; default: all of them")] = "",
+    address: AddressOption = "",
+    follow: Annotated[bool, typer.Option(help="show the job's log and end with its exit code")] = False,
+) -> None:
+    """Shows how the jobs of a cluster are doing, or the end of the log of one."""
+    from sidray import submit as jobs
+
+    client = jobs.connect(address)
+    if follow and job:
+        with jobs.known_job(client, job):
+            raise typer.Exit(jobs.follow(jobs.Job(client, job)))
+    typer.echo(jobs.log_end(client, job) if job else jobs.table(client))
+
+
+@app.command()
+def stop(
+    job: Annotated[str, typer.Argument(help="a job, as `sidray submit` prints it")], address: AddressOption = ""
+) -> None:
+    """Stops a job: what it has done is kept, and the same command goes on from there."""
+    from sidray import submit as jobs
+
+    client = jobs.connect(address)
+    with jobs.known_job(client, job):
+        typer.echo(f"{job}: stopped" if client.stop_job(job) else f"{job} has ended already")
 
 
 @app.command()
