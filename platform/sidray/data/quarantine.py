@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from sidray import storage
 from sidray.errors import UserError
+from sidray.metrics import counter
 
 SCHEMA = pa.schema([("file", pa.string()), ("row", pa.int64()), ("value", pa.string()), ("reason", pa.string())])
 
@@ -27,6 +28,7 @@ class Quarantine:
         self.folder = folder
         self.max_bad_fraction = max_bad_fraction
         self.counts: Counter[str] = Counter()  # "items: duplicate item_id" -> rows
+        self._told = counter("sidray_ingest_quarantined_rows")
         self._writers: dict[str, tuple[pq.ParquetWriter, Any]] = {}
 
     def __enter__(self) -> Quarantine:
@@ -45,6 +47,7 @@ class Quarantine:
         if not rows.num_rows:
             return
         self.counts.update(f"{table}: {reason}" for reason in rows["reason"].to_pylist())
+        self._told.inc(rows.num_rows, {"table": table})
         if table not in self._writers:
             storage.make_folder(self.folder)
             filesystem, path = storage.open_uri(self.uri(table))

@@ -6,6 +6,7 @@ write_rows(uri, encode_rows("embed", total, make, settings))  # make() -> (rows 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from sidray import storage
 from sidray.data.blocks import calm
 from sidray.embedding.settings import EmbeddingSettings
 from sidray.errors import root_user_error
+from sidray.metrics import counter, gauge
 from sidray.progress import progress
 
 Encoder = Callable[[Any], pa.Table]
@@ -56,13 +58,33 @@ def encode_rows(name: str, total: int, make: Callable[[], Encoder], settings: Em
         compute=ray.data.ActorPoolStrategy(size=settings.actors),
     )
     try:
-        with progress(name, total) as advance:
+        with progress(name, total) as advance, _counted(name, total) as count:
             tables: Any = encoded.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
             for table in tables:
                 advance(table.num_rows)
+                count(table.num_rows)
                 yield table
     except RayError as error:
         raise (root_user_error(error) or error) from error
+
+
+@contextmanager
+def _counted(step: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Tells Ray's metrics what is done and what is left: nothing, however the block ends."""
+    items, backlog, labels = counter("sidray_embedding_items"), gauge("sidray_embedding_backlog"), {"step": step}
+    left = total
+
+    def count(rows: int) -> None:
+        nonlocal left
+        left -= rows
+        items.inc(rows, labels)
+        backlog.set(left, labels)
+
+    backlog.set(left, labels)
+    try:
+        yield count
+    finally:
+        backlog.set(0, labels)
 
 
 def write_rows(uri: str, tables: Iterator[pa.Table]) -> int:

@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
+import pyarrow.compute as pc
+
 from sidray.errors import UserError
 from sidray.retrieval.collection import Collection, Generation, Pointer
 from sidray.retrieval.delta import Delta
@@ -19,6 +21,7 @@ from sidray.retrieval.index import PartitionedIndex
 from sidray.retrieval.item_table import open_version
 from sidray.retrieval.log_reader import LogReader
 from sidray.retrieval.shards import WHOLE, Shard
+from sidray.serving.metrics import FreshnessMetrics
 from sidray.serving.view import View
 
 _LOGGER = logging.getLogger("ray.serve")
@@ -39,6 +42,8 @@ class Follower:
         pointer = collection.pointer()
         self._reader, self.view = self._load(pointer, self._newest(pointer))
         self._seen = time.time()
+        self._metrics = FreshnessMetrics()
+        self._metrics.looked()
         threading.Thread(target=self._follow, name="follower", daemon=True).start()
 
     @property
@@ -59,7 +64,10 @@ class Follower:
         delta = self.view.delta if news is None else self.view.delta.plus(news)
         if self._reader.version != self.view.table_version:
             self.view = replace(self.view, delta=delta, table_version=self._reader.version)
+            if news is not None:
+                self._metrics.found(pc.max(news["seq"]).as_py())
         self._seen = time.time()
+        self._metrics.looked()
 
     def _newest(self, pointer: Pointer) -> Generation:
         """Raises UserError when none has this number of shards."""

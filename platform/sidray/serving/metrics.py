@@ -1,4 +1,4 @@
-"""What the service counts, through Ray's metrics, and /metrics: the exporters of all live nodes as one page.
+"""What the service's replicas tell Ray's metrics, and /metrics: the exporters of all live nodes as one page.
 
     batches = BatchMetrics();  batches.computed("queries", rows=2, seconds=0.012)
     text = await relay(exporters())     # Prometheus text
@@ -10,13 +10,14 @@ counts requests and their latency by route and status (serve_num_http_requests, 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterable, Sequence
 
 import aiohttp
 import ray
-from ray.serve.metrics import Counter, Histogram
 
-_SHARES = [0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999]
+from sidray.metrics import counter, gauge, histogram
+
 _EXPORTER_S = 2.0  # a node that does not answer is left out of the page
 
 
@@ -25,14 +26,15 @@ class BatchMetrics:
     several threads."""
 
     def __init__(self) -> None:
-        lanes = ("lane",)
-        self._rows = Counter("sidray_embedder_rows", "rows through the model", tag_keys=lanes)
-        self._busy = Counter("sidray_embedder_busy_ms", "milliseconds in the model thread", tag_keys=lanes)
-        self._tokens = Counter("sidray_embedder_tokens", "tokens of texts", tag_keys=lanes)
-        self._padded = Counter("sidray_embedder_padded_tokens", "the same with padding", tag_keys=lanes)
+        self._rows = counter("sidray_embedder_rows")
+        self._batches = counter("sidray_embedder_batches")
+        self._busy = counter("sidray_embedder_busy_ms")
+        self._tokens = counter("sidray_embedder_tokens")
+        self._padded = counter("sidray_embedder_padded_tokens")
 
     def computed(self, lane: str, rows: int, seconds: float) -> None:
         self._rows.inc(rows, {"lane": lane})
+        self._batches.inc(1, {"lane": lane})
         self._busy.inc(max(1000 * seconds, 1e-6), {"lane": lane})
 
     def padded(self, lane: str, lengths: Sequence[int]) -> None:
@@ -45,11 +47,26 @@ class RecallMonitor:
     """Of one recall replica: which share of the exact answer its searches find."""
 
     def __init__(self) -> None:
-        about = "share of the exact answer that a search found"
-        self._recall = Histogram("sidray_search_recall", about, boundaries=_SHARES)
+        self._recall = histogram("sidray_search_recall")
 
     def observe(self, recall: float) -> None:
         self._recall.observe(recall)
+
+
+class FreshnessMetrics:
+    """Of one recall replica: how soon it knows what was written."""
+
+    def __init__(self) -> None:
+        self._visible = histogram("sidray_recall_visible_after_seconds")
+        self._looked = gauge("sidray_recall_last_look_timestamp_seconds")
+
+    def looked(self) -> None:
+        """It knows all that is in the table now."""
+        self._looked.set(time.time())
+
+    def found(self, seq: int) -> None:
+        """Of the newest row that is new: a `seq` is the nanosecond of its commit (retrieval/item_table.py)."""
+        self._visible.observe(max(0.0, time.time() - seq / 1e9))
 
 
 def exporters() -> list[str]:

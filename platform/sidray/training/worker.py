@@ -34,6 +34,7 @@ from sidray.tasks.base import Rows
 from sidray.tasks.losses import rank, world_size
 from sidray.tokenizers.settings import TokenizerSettings
 from sidray.training.engine import full_state, make_engine
+from sidray.training.metrics import StageMetrics
 from sidray.training.module import StageModule, columns_of
 from sidray.training.new_tokens import start_sid_tokens, start_standards, start_visual_tokens
 from sidray.training.schedule import Schedule
@@ -152,6 +153,7 @@ class StageLoop:
     ) -> None:
         self.job, self.engine, self.module, self.schedule = job, engine, module, schedule
         self.fetch, self.progress, self.notes = fetch, progress, notes
+        self.metrics = StageMetrics(job.stage.name, leads=rank() == 0)
         rows = schedule.validation_rows(job.training.valid_rows, rank())
         self.valid = _to(fetch(rows), engine.device) if len(rows) else {}
 
@@ -159,11 +161,14 @@ class StageLoop:
         progress, schedule = self.progress, self.schedule
         stops = set(schedule.validation_steps())
         stream = StepStream(schedule.positions(progress.step, rank()), self.fetch)
+        self.metrics.starts(progress.step, schedule.steps)
         started, waited = time.perf_counter(), 0.0
         for batch in stream:
             if stream.batches == 1:
                 started = time.perf_counter()  # the first batch is start-up, not training
             self._step(batch)
+            local = schedule.batch_size // schedule.workers
+            self.metrics.stepped(progress.step, local, stream.waited_s, progress.history[-1]["loss"])
             if progress.step in stops:
                 progress.train_s += time.perf_counter() - started
                 progress.waited_s += stream.waited_s - waited
