@@ -23,8 +23,8 @@ _REPLICAS = frozenset[Part]({"embedder", "search", "recall"})  # Serve adds thei
 
 @dataclass(frozen=True)
 class Metric:
-    """`bounds`: the upper ends of a histogram's buckets. Ask for shares below a bound and for quantiles: Ray exports an
-    observation as the middle of its bucket, one above the last bound as twice that bound, so that sums are no sums."""
+    """`bounds`: the upper ends of a histogram's buckets. Ray counts an observation into the sum as the middle of its
+    bucket, and as twice the last bound when it is above that."""
 
     part: Part
     kind: Kind
@@ -34,7 +34,7 @@ class Metric:
 
 
 _STAGE, _STEP, _LANE = ("stage",), ("step",), ("lane",)
-_SHARES = (0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999)
+_SHARES = (*(n / 100 for n in range(5, 100, 10)), 0.975, 0.985, 0.995, 1.005)  # middles at .1, .2 to .9, .98, .99, 1
 _WAITS_S = (0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0)
 METRICS = {
     "sidray_training_samples": Metric("training", "Counter", "samples that a worker trained on", _STAGE),
