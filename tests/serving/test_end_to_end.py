@@ -152,8 +152,12 @@ def test_an_answer_carries_the_clients_request_id_or_one_of_its_own(client: http
 
 
 def test_metrics_of_all_replicas_are_on_one_page(client: httpx.Client) -> None:
-    """Ray's exporters lag by some seconds."""
-    wanted = ("serve_num_http_requests", "serve_http_request_latency_ms", "sidray_embedder_rows")
+    """Ray's exporters lag by some seconds. The writes are those of the tests above."""
+    wanted = ["serve_num_http_requests", "serve_http_request_latency_ms", "sidray_embedder_rows"]
+    wanted += [
+        "sidray_recall_last_look_timestamp_seconds",
+        "sidray_recall_visible_after_seconds",
+    ]  # of the writes above
     until = time.monotonic() + 30
     while time.monotonic() < until:
         text = client.get("/metrics").text

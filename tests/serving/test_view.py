@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -128,6 +129,21 @@ def test_a_view_does_not_change_under_its_reader(collection: Collection) -> None
     follower.refresh()
     assert before.search(query, 50, None, []) == answer
     assert follower.view.search(query, 50, None, []) != answer
+
+
+def test_a_write_is_told_with_its_age_once(collection: Collection, monkeypatch: pytest.MonkeyPatch) -> None:
+    follower = Follower(collection, FOREVER)
+    ages = list[float]()
+    monkeypatch.setattr(follower._metrics._visible, "observe", ages.append)
+    written = time.time()
+    item_table.append(collection.table, rows(IDS[:2], 1))
+    item_table.append(collection.table, rows(IDS[:1], 2))
+    follower.refresh()
+    assert len(ages) == 1
+    assert 0 <= ages[0] <= time.time() - written
+    collection.tidy(follower.view.table_version)
+    follower.refresh()
+    assert len(ages) == 1
 
 
 def test_rows_of_another_model_are_passed_over_and_counted(collection: Collection) -> None:

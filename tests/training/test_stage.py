@@ -22,6 +22,7 @@ from sidray.training import worker
 from sidray.training.engine import linear_schedule
 from sidray.training.schedule import Schedule
 from sidray.training.settings import StageSettings, TrainingSettings
+from tests.cluster.exported import exported_now, told
 
 pytestmark = pytest.mark.ray
 
@@ -102,6 +103,15 @@ def test_stages_write_what_they_promise(debug_run: str) -> None:
     saved = storage.read_json(storage.join(store.output(graph["stage-finetune"]), "history.json"))
     assert {"causal/loss", "causal_sids/loss", "query2item/loss", "query2item_hard/loss"} <= set(saved["history"][0])
     assert {"query2item/R@10", "causal_sids/token accuracy", "score"} <= set(saved["validation"][-1])
+
+
+def test_a_stage_tells_rays_metrics_what_it_trained_on(debug_run: str) -> None:
+    """Its workers have ended: Ray keeps what they counted."""
+    graph, store = graph_of(debug_run)
+    saved = storage.read_json(storage.join(store.output(graph["stage-query2text"]), "history.json"))
+    page = exported_now()
+    assert told(page, "training_samples_total", stage="query2text") >= saved["samples"] > 0  # others may repeat it
+    assert told(page, "training_data_wait_seconds_total", stage="query2text") >= saved["waited_s"] > 0
 
 
 @pytest.mark.parametrize("rows", ["clicks", "items"])

@@ -59,14 +59,18 @@ class FreshnessMetrics:
     def __init__(self) -> None:
         self._visible = histogram("sidray_recall_visible_after_seconds")
         self._looked = gauge("sidray_recall_last_look_timestamp_seconds")
+        self._newest = 0
 
     def looked(self) -> None:
         """It knows all that is in the table now."""
         self._looked.set(time.time())
 
     def found(self, seq: int) -> None:
-        """Of the newest row that is new: a `seq` is the nanosecond of its commit (retrieval/item_table.py)."""
-        self._visible.observe(max(0.0, time.time() - seq / 1e9))
+        """The newest of the rows that a look brought; their `seq` counts nanoseconds (retrieval/item_table.py). Rows
+        may come again, after the table was compacted."""
+        if seq > self._newest:
+            self._newest = seq
+            self._visible.observe(max(0.0, time.time() - seq / 1e9))
 
 
 def exporters() -> list[str]:
