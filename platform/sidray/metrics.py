@@ -9,12 +9,18 @@ counted here again. Light: Ray is imported with the first metric.
 
 from __future__ import annotations
 
+import functools
 import importlib
+import threading
+import time
+import weakref
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from ray.util.metrics import Counter, Gauge, Histogram
+    from ray.util.metrics import Counter, Histogram
 
 Kind = Literal["Counter", "Gauge", "Histogram"]
 Part = Literal["training", "embedding", "ingest", "embedder", "search", "recall"]
@@ -62,14 +68,62 @@ METRICS = {
 }
 
 
+REPEAT_S = 5.0  # Ray drops a gauge that nobody has set for 20 s
+_KEPT: weakref.WeakSet[Gauge] = weakref.WeakSet()
+_LOCK = threading.Lock()
+_NO_LABELS: Mapping[str, str] = MappingProxyType({})
+
+
+class Gauge:
+    """A gauge of Ray that is set again every few seconds for as long as somebody holds it: what hangs has not gone."""
+
+    def __init__(self, name: str) -> None:
+        self._gauge = _make(name, "Gauge")
+        self._values: dict[tuple[tuple[str, str], ...], float] = {}
+        self._lock = threading.Lock()
+        with _LOCK:
+            _KEPT.add(self)
+        _repeater()
+
+    def set(self, value: float, labels: Mapping[str, str] = _NO_LABELS) -> None:
+        with self._lock:
+            self._values[tuple(labels.items())] = value
+            self._gauge.set(value, dict(labels))
+
+    def repeat(self) -> None:
+        with self._lock:
+            for labels, value in self._values.items():
+                self._gauge.set(value, dict(labels))
+
+
+@functools.cache
+def _repeater() -> threading.Thread:
+    """The one thread of this process that sets its gauges again."""
+    thread = threading.Thread(target=_repeat_for_ever, name="gauges", daemon=True)
+    thread.start()
+    return thread
+
+
+def _repeat_for_ever() -> None:
+    while True:
+        time.sleep(REPEAT_S)
+        _repeat_all()
+
+
+def _repeat_all() -> None:
+    with _LOCK:
+        kept = list(_KEPT)
+    for each in kept:
+        each.repeat()
+
+
 def counter(name: str) -> Counter:
     found: Counter = _make(name, "Counter")
     return found
 
 
 def gauge(name: str) -> Gauge:
-    found: Gauge = _make(name, "Gauge")
-    return found
+    return Gauge(name)
 
 
 def histogram(name: str) -> Histogram:
