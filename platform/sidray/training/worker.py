@@ -37,7 +37,7 @@ from sidray.training.engine import full_state, make_engine
 from sidray.training.module import StageModule, columns_of
 from sidray.training.new_tokens import start_sid_tokens, start_standards, start_visual_tokens
 from sidray.training.schedule import Schedule
-from sidray.training.settings import StageSettings, TrainingSettings
+from sidray.training.settings import NoteTaskName, StageSettings, TaskName, TrainingSettings
 
 TOWERS = "towers.safetensors"
 HISTORY = "history.json"
@@ -258,7 +258,7 @@ def _rows(batch: Mapping[str, Tensor], start: int, size: int) -> dict[str, Tenso
     return out
 
 
-def score_of(metrics: Mapping[str, float], tasks: Mapping[str, float]) -> float:
+def score_of(metrics: Mapping[str, float], tasks: Mapping[TaskName | NoteTaskName, float]) -> float:
     """What picks the best checkpoint: held-out R@10 of the contrastive tasks, else token accuracy, each task counted by
     its weight in the loss."""
     for metric in ("R@10", "token accuracy"):
