@@ -25,7 +25,7 @@ RENDERED = {
 _KNOWN = {"apiVersion", "kind", "resources", "namespace", "patches", "transformers"}
 
 
-def documents(path: Path) -> list[Manifest]:
+def documents(path: Path) -> list[Any]:
     """Through JSON: an anchor and its aliases are one object in Python, and a patch of one would change all."""
     return [json.loads(json.dumps(each)) for each in yaml.safe_load_all(path.read_text()) if each]
 
