@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.cluster.render import RENDERED, apply, render
+from tests.cluster.render import KUBERAY, RENDERED, apply, documents, render
 
 
 def by_name(manifests: list[dict[str, Any]]) -> dict[tuple[str, str], Any]:
@@ -40,3 +40,14 @@ def test_a_patch_of_a_field_that_is_not_there_is_an_error() -> None:
     apply(value, {"op": "add", "path": "/a/-", "value": 3})
     apply(value, {"op": "remove", "path": "/a/0"})
     assert value == {"a": [2, 3]}
+
+
+def test_each_file_is_whole_by_itself_and_says_what_the_rendering_copies() -> None:
+    """`kubectl apply -f` of a file of the base makes what `-k` makes, and an edit of one copy alone is found."""
+    rendered = by_name(render("base"))
+    checked = 0
+    for path in sorted((KUBERAY / "base").glob("ray*.yaml")):
+        for manifest in documents(path):
+            assert manifest["spec"] == rendered[manifest["kind"], manifest["metadata"]["name"]]["spec"], path.name
+            checked += 1
+    assert checked == 6  # the RayCluster, three RayJobs, the RayService and its PodDisruptionBudget
