@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 DATA_TASK_CPUS = 0.5
-PREFLIGHT_S = 20.0
 _ENVIRONMENT = {
     "DS_ACCELERATOR": "cpu",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
@@ -92,28 +91,51 @@ def _join(options: dict[str, Any]) -> None:
 
 
 def preflight(settings: TrainingSettings) -> None:
-    """Refuses workers that the cluster cannot place beside one data task each stage needs.
+    """Refuses workers that the cluster cannot place beside the one data task that each stage needs.
 
-    Waits up to PREFLIGHT_S for nodes that are still joining. Raises UserError with what is there and what is wanted."""
+    Asks an autoscaler for their nodes and waits up to `settings.wait_s` for whatever joins. Raises UserError with what
+    is there and what is wanted."""
     import ray
 
     cpus = settings.workers * settings.cpus_per_worker + DATA_TASK_CPUS
     gpus = settings.workers * settings.gpus_per_worker
-    deadline = time.monotonic() + PREFLIGHT_S
-    while True:
+
+    def there() -> bool:
         have = ray.cluster_resources()
-        if have.get("CPU", 0) >= cpus and have.get("GPU", 0) >= gpus:
-            return
-        if time.monotonic() > deadline:
-            break
-        time.sleep(0.5)
+        return have.get("CPU", 0) >= cpus and have.get("GPU", 0) >= gpus
+
+    if there():
+        return
+    worker = {"CPU": settings.cpus_per_worker, "GPU": settings.gpus_per_worker}
+    with _requested([worker] * settings.workers + [{"CPU": DATA_TASK_CPUS}]):
+        deadline = time.monotonic() + settings.wait_s
+        while time.monotonic() < deadline:
+            time.sleep(0.5)
+            if there():
+                return
+    have = ray.cluster_resources()
     raise UserError(
         f"training.workers={settings.workers} with {settings.cpus_per_worker:g} CPU and "
         f"{settings.gpus_per_worker:g} GPU each, beside one data task of {DATA_TASK_CPUS:g} CPU, "
         f"need {cpus:g} CPU and {gpus:g} GPU; "
         f"the cluster has {have.get('CPU', 0):g} CPU and {have.get('GPU', 0):g} GPU",
-        "lower training.workers or training.cpus_per_worker, or add nodes",
+        "lower training.workers or training.cpus_per_worker, or add nodes; where an autoscaler makes them, raise "
+        f"training.wait_s={settings.wait_s:g}",
     )
+
+
+@contextmanager
+def _requested(bundles: list[dict[str, float]]) -> Iterator[None]:
+    """For the block the autoscaler, if there is one, holds nodes for these resources; a request stands until the
+    next."""
+    from ray.autoscaler.sdk import request_resources
+
+    wanted = [{name: amount for name, amount in bundle.items() if amount} for bundle in bundles]
+    request_resources(bundles=wanted)
+    try:
+        yield
+    finally:
+        request_resources(bundles=[])
 
 
 def on_cluster(function: Callable[..., T], *args: object, cpus: float = 1.0, gpus: float = 0.0) -> T:

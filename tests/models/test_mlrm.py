@@ -164,7 +164,9 @@ def test_what_is_trained_and_what_is_saved(folder: Path, tmp_path: Path) -> None
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     state = trained_state(model)
     assert not any("embed_tokens" in name for name in trained | set(state))
-    once = {"connector.scale", "text.sids.scale"} | {f"{s}.{n}" for s in STANDARDS for n in ("mean", "scale")}
+    once = {"connector.mean", "connector.scale", "text.sids.scale"} | {
+        f"{s}.{n}" for s in STANDARDS for n in ("mean", "scale")
+    }
     assert once == {name for name in state if name not in trained}  # set once, before training
     assert {"temperature.log_scale", "gate.linear.weight", "text.sids.weight"} <= trained
     with torch.no_grad():

@@ -135,15 +135,27 @@ def test_a_schedule_covers_every_train_row_once_per_epoch(debug_run: str, rows: 
     assert schedule.validation_steps()[-1] == schedule.steps
 
 
-def test_too_many_workers_are_refused_before_they_wait_for_ever(
-    debug_run: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_too_many_workers_are_refused_before_they_wait_for_ever(ray_session: None) -> None:
     from sidray import cluster
     from sidray.errors import UserError
 
-    monkeypatch.setattr(cluster, "PREFLIGHT_S", 0.5)
     with pytest.raises(UserError, match=r"training.workers=40 with 1 CPU .* need 40.5 CPU .* the cluster has 4 CPU"):
-        cluster.preflight(TrainingSettings(workers=40))
+        cluster.preflight(TrainingSettings(workers=40, wait_s=0.5))
+
+
+def test_workers_wait_for_nodes_that_join_and_ask_an_autoscaler_for_them(
+    ray_session: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+    from ray.autoscaler import sdk
+
+    from sidray import cluster
+
+    asked: list[list[dict[str, float]]] = []
+    monkeypatch.setattr(sdk, "request_resources", lambda bundles: asked.append(bundles))
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 9.0, "GPU": 2.0} if asked else {"CPU": 1.0})
+    cluster.preflight(TrainingSettings(workers=2, cpus_per_worker=4, gpus_per_worker=1))
+    assert asked == [[{"CPU": 4, "GPU": 1}, {"CPU": 4, "GPU": 1}, {"CPU": 0.5}], []]
 
 
 def test_the_schedule_of_the_learning_rate() -> None:

@@ -16,8 +16,9 @@ from sidray.models.note_settings import ConnectorSettings
 class Connector(nn.Module):
     """C_pi of NoteLLM-2, section 2.2: BLIP-2's Querying Transformer without its text branch, from random weights.
 
-    What leaves it is `scale` times a projection of unit size, so that visual embeddings are of the size of the text's
-    states where they enter; `scale` is set once, not trained."""
+    What leaves it is a projection of unit size times `scale` plus `mean`, those of the text's states where they enter:
+    above the lowest layers some dimensions of every state are huge, and an embedding without them is like nothing that
+    the layers know. Both are set once, not trained."""
 
     def __init__(self, settings: ConnectorSettings, vision_width: int, width: int) -> None:
         super().__init__()
@@ -41,12 +42,13 @@ class Connector(nn.Module):
         self.project = nn.Linear(settings.width, width)
         nn.init.normal_(self.project.weight, std=settings.width**-0.5)  # the Q-Former's output is normalised: unit size
         nn.init.zeros_(self.project.bias)
-        self.scale = nn.Parameter(torch.ones(1), requires_grad=False)
+        self.mean = nn.Parameter(torch.zeros(width), requires_grad=False)
+        self.scale = nn.Parameter(torch.ones(width), requires_grad=False)
 
     def forward(self, grid: Tensor) -> Tensor:
         """E_v = C_pi(Z_v): [B, L, h_v] -> [B, L_c, h_t]."""
         queries = self.queries.weight.expand(len(grid), -1, -1)  # [B, L_c, width]
         grid = self.normalise(grid.to(self.queries.weight.dtype))
         hidden = self.qformer(query_embeds=queries, encoder_hidden_states=grid).last_hidden_state
-        embedded: Tensor = self.project(hidden) * self.scale
+        embedded: Tensor = self.project(hidden) * self.scale + self.mean
         return embedded

@@ -1,4 +1,4 @@
-"""New tokens before their first stage: of the size of the text around them. SIDs, visual embeddings and <IMG_EMB>."""
+"""New tokens before their first stage: like the text around them. SIDs, visual embeddings and <IMG_EMB>."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ def start_sid_tokens(towers: Towers, fetch: Fetch, start: Literal["random", "cod
     """Sets embeddings and scale, where no earlier stage has trained them."""
     sids = towers.text.sids
     assert sids is not None
-    sids.scale.fill_(text_size(towers.text, fetch.texts.items(sample(fetch.catalogue))) / STD)
+    states = text_states(towers.text, fetch.texts.items(sample(fetch.catalogue)))
+    sids.scale.fill_(float(sizes(states).median()) / STD)  # the few huge states (attention sinks) do not move it
     if start == "codebook":
         uri = str(fetch.sources.tokenizers)
         tokenizers = load_all(storage.local_folder(uri) / "tokenizers")
@@ -38,14 +39,17 @@ def start_sid_tokens(towers: Towers, fetch: Fetch, start: Literal["random", "cod
 
 @torch.no_grad()
 def start_visual_tokens(model: Mlrm, fetch: NoteFetch) -> None:
-    """Sets how large visual embeddings and <IMG_EMB> are beside the states of the prompts' text."""
+    """Gives visual embeddings the mean and the deviation of the prompts' text, dimension by dimension, and <IMG_EMB>
+    nearly so: one deviation for all."""
     if model.connector is None:
         return
     segments = fetch.segments(sample(fetch.catalogue), model.note.prompt("multimodal"))
-    size = text_size(model.text, [_text_of(segment, model.base) for segment in segments])
-    model.connector.scale.fill_(size)
-    if model.text.sids is not None:
-        model.text.sids.scale.fill_(size / STD)
+    states = usual(text_states(model.text, [_text_of(segment, model.base) for segment in segments]))
+    model.connector.mean.copy_(states.mean(0))
+    model.connector.scale.copy_(states.std(0))
+    if (sids := model.text.sids) is not None:
+        sids.scale.fill_(float(states.std(0).square().mean().sqrt()) / STD)
+        sids.weight.add_(states.mean(0) / sids.scale)
 
 
 @torch.no_grad()
@@ -80,13 +84,23 @@ def sample(catalogue: Catalogue) -> Rows:
     return np.arange(min(SAMPLE, catalogue.n_items))
 
 
-def text_size(text: TextEncoder, segments: Sequence[Segment]) -> float:
-    """Root mean square of what enters the trained layers at a token: the median over all tokens, which the few huge
-    states (attention sinks) do not move."""
-    sizes = []
+def text_states(text: TextEncoder, segments: Sequence[Segment]) -> torch.Tensor:
+    """What enters the trained layers at every token of the segments: [n, d]."""
+    found = []
     for segment in segments:
         ids = torch.from_numpy(segment.ids)[None]
         cached = segment.states
         states = torch.from_numpy(cached) if cached is not None else text.states(ids, ids >= 0)[0]
-        sizes.append(states.float().square().mean(-1).sqrt())
-    return float(torch.cat(sizes).median())
+        found.append(states.float())
+    return torch.cat(found)
+
+
+def sizes(states: torch.Tensor) -> torch.Tensor:
+    """Root mean square of each state: [n, d] -> [n]."""
+    return states.square().mean(-1).sqrt()
+
+
+def usual(states: torch.Tensor) -> torch.Tensor:
+    """Without the few huge states (attention sinks): those of at most three times the median size."""
+    size = sizes(states)
+    return states[size <= 3 * size.median()]

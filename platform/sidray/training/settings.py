@@ -21,6 +21,7 @@ Part = Literal["text", "image", "connector", "mlp", "sids"]
 
 class TrainingSettings(Settings):
     """Ray Train workers and the DeepSpeed engine in each. `threads` are torch's per worker (0 = its CPUs, at least 1).
+    `wait_s`: how long workers may wait for nodes that are still joining; minutes, where an autoscaler makes them.
 
     These do not change what is computed beyond rounding, except `precision`."""
 
@@ -32,6 +33,7 @@ class TrainingSettings(Settings):
     precision: Precision = "fp32"
     clip: Annotated[float, Field(gt=0)] = 1.0
     chunk: Annotated[int, Field(ge=0)] = 0
+    wait_s: Annotated[float, Field(ge=0)] = 20.0
     max_failures: Annotated[int, Field(ge=0)] = 2
     valid_rows: Positive = 1024
 

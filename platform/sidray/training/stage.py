@@ -17,7 +17,7 @@ from sidray.training.plots import plot_stage
 from sidray.training.settings import TrainingSettings
 from sidray.training.worker import HISTORY, Progress, StageJob, train_stages
 
-VERSION = 2  # of a stage's result: raise it when the same settings would give other weights
+VERSION = 3  # of a stage's result: raise it when the same settings would give other weights
 
 
 def run_stages(jobs: Sequence[StageJob], training: TrainingSettings) -> list[Summary]:

@@ -38,7 +38,7 @@ from sidray.training.metrics import StageMetrics
 from sidray.training.module import StageModule, columns_of
 from sidray.training.new_tokens import start_sid_tokens, start_standards, start_visual_tokens
 from sidray.training.schedule import Schedule
-from sidray.training.settings import StageSettings, TrainingSettings
+from sidray.training.settings import NoteTaskName, StageSettings, TaskName, TrainingSettings
 
 TOWERS = "towers.safetensors"
 HISTORY = "history.json"
@@ -196,7 +196,9 @@ class StageLoop:
         progress = self.progress
         local = self.schedule.batch_size // self.schedule.workers
         metrics = validate(self.module, self.valid, local) if self.valid else {}
-        score = score_of(metrics) if metrics else float(progress.step)  # without validation rows the last one counts
+        score = (
+            score_of(metrics, self.job.stage.tasks) if metrics else float(progress.step)
+        )  # without validation rows the last one counts
         progress.validation.append({"step": progress.step, "score": score, **metrics})
         better, progress.best = score > progress.best, max(score, progress.best)
         state = full_state(self.module.model)
@@ -261,12 +263,13 @@ def _rows(batch: Mapping[str, Tensor], start: int, size: int) -> dict[str, Tenso
     return out
 
 
-def score_of(metrics: Mapping[str, float]) -> float:
-    """What picks the best checkpoint: mean held-out R@10 of the contrastive tasks, else mean token accuracy."""
-    for suffix in ("/R@10", "/token accuracy"):
-        values = [value for name, value in metrics.items() if name.endswith(suffix)]
-        if values:
-            return sum(values) / len(values)
+def score_of(metrics: Mapping[str, float], tasks: Mapping[TaskName | NoteTaskName, float]) -> float:
+    """What picks the best checkpoint: held-out R@10 of the contrastive tasks, else token accuracy, each task counted by
+    its weight in the loss."""
+    for metric in ("R@10", "token accuracy"):
+        found = {task: metrics[f"{task}/{metric}"] for task in tasks if f"{task}/{metric}" in metrics}
+        if found:
+            return sum(tasks[task] * value for task, value in found.items()) / sum(tasks[task] for task in found)
     return 0.0
 
 
