@@ -152,7 +152,11 @@ def test_workers_wait_for_nodes_that_join_and_ask_an_autoscaler_for_them(
     from sidray import cluster
 
     asked: list[list[dict[str, float]]] = []
-    monkeypatch.setattr(sdk, "request_resources", lambda bundles: asked.append(bundles))
+
+    def request(bundles: list[dict[str, float]]) -> None:
+        asked.append(bundles)
+
+    monkeypatch.setattr(sdk, "request_resources", request)
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 9.0, "GPU": 2.0} if asked else {"CPU": 1.0})
     cluster.preflight(TrainingSettings(workers=2, cpus_per_worker=4, gpus_per_worker=1))
     assert asked == [[{"CPU": 4, "GPU": 1}, {"CPU": 4, "GPU": 1}, {"CPU": 0.5}], []]
