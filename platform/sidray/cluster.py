@@ -102,7 +102,7 @@ def preflight(settings: TrainingSettings) -> None:
 
     def there() -> bool:
         have = ray.cluster_resources()
-        return have.get("CPU", 0) >= cpus and have.get("GPU", 0) >= gpus
+        return bool(have.get("CPU", 0) >= cpus and have.get("GPU", 0) >= gpus)
 
     if there():
         return
