@@ -89,8 +89,13 @@ def test_variables_are_given_or_taken_from_here(monkeypatch: pytest.MonkeyPatch)
         variable("NOT_THERE")
 
 
-def test_nobody_at_the_address_is_told(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no Ray cluster takes jobs at http://127\.0\.0\.1:9"):
+def test_nobody_at_the_address_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The given address counts, also where Ray's variables name others."""
+    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:7")
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:8")
+    with pytest.raises(UserError, match=r"at http://127\.0\.0\.1:8: .*127\.0\.0\.1:8"):
+        connect("")
+    with pytest.raises(UserError, match=r"no Ray cluster takes jobs at http://127\.0\.0\.1:9: .*127\.0\.0\.1:9"):
         submit("smgr-debug", [f"runs.root={tmp_path}"], "http://127.0.0.1:9")
 
 

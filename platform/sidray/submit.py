@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 PACKAGE = Path(__file__).parent
 RECIPE = "recipe.yaml"
+_ADDRESSES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 _LEFT_OUT = ["__pycache__", "*.pyc"]
 _LOST_AFTER = 10  # reconnections to the log without a line in between
 
@@ -47,14 +48,25 @@ def connect(address: str) -> JobSubmissionClient:
     from ray.job_submission import JobSubmissionClient
 
     try:
-        return JobSubmissionClient(address or None)
+        with _without(_ADDRESSES if address else ()):
+            return JobSubmissionClient(address or None)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        where = address or os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS") or "this machine"
+        where = address or next(filter(None, map(os.environ.get, _ADDRESSES)), "this machine")
         reason = str(error).splitlines()[0]
         raise UserError(
             f"no Ray cluster takes jobs at {where}: {reason}",
             "give the dashboard's address (--address http://HOST:8265); RAY_AUTH_MODE must be the cluster's",
         ) from error
+
+
+@contextmanager
+def _without(names: Sequence[str]) -> Iterator[None]:
+    """For the block these variables are not set. (Ray takes them before the address that it is given.)"""
+    before = {name: os.environ.pop(name) for name in names if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(before)
 
 
 def submit(recipe: str, overrides: Sequence[str], address: str, environment: Sequence[str] = ()) -> Job:

@@ -83,6 +83,7 @@ def answers(client: Client, scopes: list[list[str]], table_version: int) -> list
     ]
 
 
+@pytest.mark.slow  # test_faults.py kills the writer and the replicas one by one
 def test_a_machine_that_died_under_writes_answers_the_same_when_it_is_back(debug_run: str) -> None:
     run = f"{debug_run}-restart"
     shutil.copytree(debug_run, run)  # with a collection of its own

@@ -46,6 +46,7 @@ def losses(history: list[dict[str, float]]) -> list[float]:
     return [row["loss"] for row in history]
 
 
+@pytest.mark.slow  # test_run_notes.py kills a worker of an MLRM
 def test_a_killed_worker_resumes_and_ends_with_the_same_loss(
     debug_run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -79,6 +80,7 @@ def test_a_killed_worker_resumes_and_ends_with_the_same_loss(
     np.testing.assert_allclose(losses(history), losses(undisturbed), rtol=1e-5)
 
 
+@pytest.mark.slow  # test_run_notes.py has ZeRO-3 against ZeRO-0, of an MLRM
 def test_zero_3_trains_as_zero_0(debug_run: str, tmp_path: Path) -> None:
     graph, store = graph_of(debug_run)
     plain = store.output(graph["stage-query2item"])
