@@ -203,7 +203,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--seconds", type=float, nargs=3, default=[20.0, 90.0, 90.0])
     parser.add_argument("--plot", type=Path)
-    given = parser.parse_args()
+    given = parser.parse_intermixed_args()
     prepare_environment()
     serve_environment()
     ray.init("local", num_cpus=CPUS, include_dashboard=False, configure_logging=False, log_to_driver=False)

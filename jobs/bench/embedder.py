@@ -94,7 +94,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--rounds", type=int, default=2)
-    given = parser.parse_args()
+    given = parser.parse_intermixed_args()
     prepare_environment()
     serve_environment()
     quick = {"metrics_report_interval_ms": 500}

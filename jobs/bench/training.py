@@ -100,7 +100,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("--stage", default="query2item")
     parser.add_argument("--steps", type=int, default=60)
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     prepare_environment()
     recipe, _, _ = load_recipe(arguments.recipe, arguments.overrides)
     with ray_cluster():
