@@ -186,3 +186,17 @@ def test_mistakes_name_the_place(tmp_path: Path) -> None:
         ItemLog(str(tmp_path / "other"))
     with pytest.raises(UserError, match="'title' is a column"):
         create(str(tmp_path / "u"), [], D, ["title"])
+
+
+def test_a_compaction_of_what_another_has_joined_since_does_nothing(tmp_path: Path) -> None:
+    uri = str(tmp_path / "items")
+    create(uri, [rows(["a"], 0.0)], D)
+    log = ItemLog(uri)
+    for step in (1.0, 2.0):
+        version = log.append(table(["a", "b"], step))
+    for _ in range(2):
+        compact(uri, version)
+    assert state(current(uri)) == {"a": "2.0", "b": "2.0"}
+    log.append(table(["c"], 3.0))
+    compact(uri, version)
+    assert state(current(uri)) == {"a": "2.0", "b": "2.0", "c": "3.0"}
