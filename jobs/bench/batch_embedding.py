@@ -52,6 +52,8 @@ def measure(run: RunFolder, items: str, notes: int, folder: Path) -> dict[str, A
     before = bare_seconds(model, whole, size)
     first, all_ = embed_seconds(run, part), embed_seconds(run, whole)
     after = bare_seconds(model, whole, size)
+    if all_ <= first:
+        raise SystemExit("the start of the actors hides the notes: give more with --notes")
     bare, steady = 2 * notes / (before + after), (notes - notes // 4) / (all_ - first)
     return {
         "bench": "batch embedding",
