@@ -154,3 +154,10 @@ def test_a_stopped_job_is_stopped_and_an_unknown_one_is_told(cluster: str, tmp_p
     command = [sys.executable, "-m", "sidray.cli", "stop", job.id, "--address", cluster]
     again = subprocess.run(command, check=False, capture_output=True, text=True)
     assert again.stdout == f"{job.id} has ended already\n"
+
+
+def test_follow_without_a_job_is_told() -> None:
+    command = [sys.executable, "-m", "sidray.cli", "status", "--follow"]
+    told = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert told.returncode == 2
+    assert told.stderr.startswith("error: --follow shows the log of one job")

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from sidray.command import run_command
+from sidray.errors import UserError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 VariantOption = Annotated[str, typer.Option(help="a variant of the run, such as dual-tower")]
@@ -49,7 +50,8 @@ def submit(
     from sidray import submit as jobs
 
     job = jobs.submit(recipe, overrides or [], address, env or [])
-    typer.echo(f"{job.id} submitted: sidray status {job.id}, sidray stop {job.id}")
+    where = f"{job.id} --address {address}" if address else job.id
+    typer.echo(f"submitted: sidray status {where}   or   sidray stop {where}")
     if follow:
         raise typer.Exit(jobs.follow(job))
 
@@ -63,8 +65,10 @@ def status(
     """Shows how the jobs of a cluster are doing, or the end of the log of one."""
     from sidray import submit as jobs
 
+    if follow and not job:
+        raise UserError("--follow shows the log of one job", "name it: sidray status JOB --follow")
     client = jobs.connect(address)
-    if follow and job:
+    if follow:
         with jobs.known_job(client, job):
             raise typer.Exit(jobs.follow(jobs.Job(client, job)))
     typer.echo(jobs.log_end(client, job) if job else jobs.table(client))

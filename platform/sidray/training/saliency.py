@@ -22,6 +22,7 @@ from sidray import storage
 from sidray.cluster import on_cluster
 from sidray.data.catalogue import Catalogue, Rows
 from sidray.errors import UserError
+from sidray.models.inference import inference_device
 from sidray.models.mlrm import VISUAL, Mlrm, NoteInput
 from sidray.models.note_inputs import NoteFetch
 from sidray.models.settings import ModelSettings
@@ -193,7 +194,7 @@ def _saliency(recipe: Recipe, stage: StageSettings, work: Work) -> Summary:
     sources = sources_of(work.inputs, recipe.controls.shuffle_images)
     model = cast(Mlrm, sources.model(recipe.model, 0))
     load_trained(model, storage.local_folder(storage.join(work.inputs["towers"], TOWERS)))
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = inference_device()
     module = StageModule(model, stage).to(device)
     fetch = NoteFetch(sources, recipe.model, "pairs", columns_of(stage))
     batches = pair_batches(Catalogue.open(sources.catalogue), stage, recipe.evaluation.saliency_notes)

@@ -196,9 +196,9 @@ class StageLoop:
         progress = self.progress
         local = self.schedule.batch_size // self.schedule.workers
         metrics = validate(self.module, self.valid, local) if self.valid else {}
-        score = (
-            score_of(metrics, self.job.stage.tasks) if metrics else float(progress.step)
-        )  # without validation rows the last one counts
+        score = float(progress.step)  # without validation rows the last one counts
+        if metrics:
+            score = score_of(metrics, self.job.stage.tasks)
         progress.validation.append({"step": progress.step, "score": score, **metrics})
         better, progress.best = score > progress.best, max(score, progress.best)
         state = full_state(self.module.model)
