@@ -55,7 +55,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield ready(f"http://127.0.0.1:{port}")
     finally:
         head.terminate()
-        head.wait(30)
+        head.wait(120)  # it stops its processes one after another: half a minute on a busy machine
 
 
 def ready(address: str) -> str:
