@@ -80,7 +80,7 @@ def test_new_items_get_the_vectors_and_sids_of_the_catalogue(run: RunFolder, mod
     pq.write_table(catalogue_table(run, 40), tmp_path / "items.parquet")
     summary = batch_embed(run, str(tmp_path / "items.parquet"), str(tmp_path / "out"), max_bad_fraction=0.0)
     got = pq.read_table(tmp_path / "out" / "items.parquet")
-    assert got.column_names == ["item_id", "vector", "sids", "model_key"]
+    assert got.column_names == ["item_id", "vector", "sids", "model_key", "content_hash"]
     assert summary["items"] == got.num_rows == 40
     table = lance.dataset(storage.join(run.output("table"), "items.lance")).to_table()
     rows = {item: row for row, item in enumerate(table["item_id"].to_pylist())}

@@ -73,7 +73,7 @@ async def measure(run: str, variants: list[str], clients: int, seconds: float, r
 
     queries, found = queries_of(run), {name: list[dict[str, float]]() for name in variants}
     options: dict[str, Any] = {"max_ongoing_requests": 2 * clients, "graceful_shutdown_timeout_s": 1}
-    deployment = serve.deployment(Embedder, **options)
+    deployment: Any = serve.deployment(Embedder, **options)
     serve.start(proxy_location="Disabled")
     for _, name in itertools.product(range(rounds), variants):
         values = dict(pair.split("=", 1) for pair in name.split(",") if pair)

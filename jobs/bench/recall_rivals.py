@@ -4,7 +4,7 @@ searches one partition through its own filter. `settings` ascend in recall; the 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -20,7 +20,8 @@ _BATCH = 10_000
 
 
 class Rival(Protocol):
-    settings: Sequence[int]
+    @property
+    def settings(self) -> Sequence[int]: ...
 
     def search(self, vector: Floats, partition: int, k: int, setting: int) -> Ints:
         """The rows found for one vector [d]."""
@@ -31,6 +32,11 @@ def steps(low: int, high: int) -> list[int]:
     """Whole numbers from low to high, each about 1.19 times the one before."""
     count = 4 * max(1, high // low).bit_length()
     return sorted({min(high, round(low * 2 ** (step / 4))) for step in range(count + 1)})
+
+
+def _parameters(kind: Any, **values: Any) -> Any:
+    """FAISS's own stubs do not know what its Python layer takes."""
+    return kind(**values)
 
 
 class Flat:
@@ -45,7 +51,9 @@ class Flat:
 
     def search(self, vector: Floats, partition: int, k: int, setting: int) -> Ints:
         selector = faiss.IDSelectorRange(self._offsets[partition], self._offsets[partition + 1])
-        return np.asarray(self._index.search(vector[None], k, params=faiss.SearchParameters(sel=selector))[1][0])
+        return np.asarray(
+            self._index.search(vector[None], k, params=_parameters(faiss.SearchParameters, sel=selector))[1][0]
+        )
 
 
 class Ivf:
@@ -64,7 +72,7 @@ class Ivf:
 
     def search(self, vector: Floats, partition: int, k: int, setting: int) -> Ints:
         selector = faiss.IDSelectorRange(self._offsets[partition], self._offsets[partition + 1], True)
-        chosen = faiss.SearchParametersIVF(sel=selector, nprobe=setting)
+        chosen = _parameters(faiss.SearchParametersIVF, sel=selector, nprobe=setting)
         return np.asarray(self._index.search(vector[None], k, params=chosen)[1][0])
 
 
@@ -118,7 +126,7 @@ class UsearchEach:
     def search(self, vector: Floats, partition: int, k: int, setting: int) -> Ints:
         index = self._indexes[partition]
         index.expansion_search = setting
-        return self._offsets[partition] + index.search(vector, k, threads=1).keys.astype(np.int64)
+        return np.asarray(self._offsets[partition] + index.search(vector, k, threads=1).keys.astype(np.int64))
 
 
 def _usearch(vectors: Floats) -> Any:
@@ -193,7 +201,7 @@ class Milvus:
         return np.array([hit["row"] for hit in found[0]], np.int64)
 
 
-RIVALS: dict[str, type[Rival]] = {
+RIVALS: dict[str, Callable[[Floats, list[int]], Rival]] = {
     "flat": Flat,
     "ivf": Ivf,
     "hnswlib": Hnswlib,

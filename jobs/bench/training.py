@@ -13,6 +13,7 @@ import argparse
 import json
 import tempfile
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ from sidray.training.schedule import Schedule
 from sidray.training.worker import StageJob
 
 
-def bare_samples_per_second(job: StageJob, batches: list[Batch], batch_size: int, pure_bf16: bool) -> float:
+def bare_samples_per_second(job: StageJob, batches: Sequence[Batch], batch_size: int, pure_bf16: bool) -> float:
     """A plain loop over ready batches: forward, backward, clip, AdamW. A sample is a row of the plan: click or pair."""
     module = StageModule(job.sources.model(job.model, job.sid_count), job.stage)
     if pure_bf16:

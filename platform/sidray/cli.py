@@ -196,19 +196,38 @@ def key(name: Annotated[str, typer.Argument(help="of the client")]) -> None:
 @app.command()
 def embed(
     run: RunArgument,
-    items: Annotated[str, typer.Option(help="URI of a contract item table")],
-    out: Annotated[str, typer.Option(help="URI of the folder to write")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="embedding.actors=8 embedding.gpus=1 ...")] = None,
+    items: Annotated[str, typer.Option(help="URI of a contract item table")] = "",
+    out: Annotated[str, typer.Option(help="URI of the folder to write")] = "",
+    into_table: Annotated[
+        bool, typer.Option("--into-table", help="write to the table that the run's services serve")
+    ] = False,
     max_bad_fraction: Annotated[float, typer.Option(min=0, max=1, help="share of bad rows that is tolerated")] = 0.05,
     variant: VariantOption = "",
 ) -> None:
-    """Embeds any contract item table through a finished run: item_id, vector, sids, model_key."""
-    from sidray.batch_embed import batch_embed
+    """Embeds what is new or changed in a contract item table through a finished run, into a folder or an item table.
+
+    The same command goes on where a killed one was. Columns: item_id, vector, sids, model_key, content_hash."""
+    from sidray.batch_embed import batch_embed, embed_into_table, with_pool
     from sidray.cluster import ray_cluster
     from sidray.finished import RunFolder
 
+    if not items or bool(out) == into_table:
+        raise UserError(
+            "sidray embed reads --items and writes either --out or --into-table", "give --items and one of them"
+        )
+    chosen = with_pool(RunFolder.open(run, variant), overrides or [])
     with ray_cluster():
-        summary = batch_embed(RunFolder.open(run, variant), items, out, max_bad_fraction)
-    typer.echo(f"{summary['items']} items embedded into {summary['out']} in {summary['seconds']:.0f} s")
+        if into_table:
+            done = embed_into_table(chosen, items, max_bad_fraction)
+        else:
+            done = batch_embed(chosen, items, out, max_bad_fraction)
+    new, seconds = done["items"] - done["kept"], done["seconds"]
+    typer.echo(
+        f"{new} items embedded in {seconds:.0f} s ({new / seconds:.1f}/s), {done['kept']} unchanged: {done['out']}"
+    )
+    for reason, count in done["quarantined"].items():
+        typer.echo(f"quarantined: {count} x {reason}")
 
 
 @app.command()

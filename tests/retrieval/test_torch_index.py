@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -60,3 +61,24 @@ def test_an_index_without_items(tmp_path: Path) -> None:
 def test_the_index_itself_imports_no_torch() -> None:
     program = "import sys, sidray.retrieval.index; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+@pytest.mark.gpu
+def test_faiss_finds_on_a_gpu_what_it_finds_on_the_cpu() -> None:
+    """The CUDA image's faiss: flat, and IVF with all lists visited."""
+    faiss: Any = pytest.importorskip("faiss")
+    if getattr(faiss, "get_num_gpus", lambda: 0)() == 0:
+        pytest.skip("this faiss sees no GPU")
+    rng = np.random.default_rng(0)
+    vectors, queries = rng.normal(size=(20_000, 32)).astype(np.float32), rng.normal(size=(50, 32)).astype(np.float32)
+    for name in ("Flat", "IVF64,Flat"):
+        index = faiss.index_factory(32, name, faiss.METRIC_INNER_PRODUCT)
+        index.train(vectors)
+        index.add(vectors)
+        moved = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, index)
+        if name != "Flat":
+            index.nprobe = moved.nprobe = 64
+        scores, rows = index.search(queries, 10)
+        on_gpu, there = moved.search(queries, 10)
+        np.testing.assert_array_equal(there, rows)
+        np.testing.assert_allclose(on_gpu, scores, rtol=1e-4)

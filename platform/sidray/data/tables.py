@@ -6,6 +6,8 @@ for batch in table.read(table.units[0], ["item_id", "title"]): ...  # in a worke
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -76,6 +78,16 @@ def open_table(uri: str, name: str) -> TableFiles:
     units = [unit for file, footer in zip(files, footers, strict=True) for unit in _row_groups(file, footer)]
     schemas = [(file, footer.schema.to_arrow_schema()) for file, footer in zip(files, footers, strict=True)]
     return TableFiles(name, storage.absolute(uri), info.type == pafs.FileType.Directory, False, units, schemas)
+
+
+def fingerprint(uri: str) -> str:
+    """Of a table's files: their names, sizes and times. Another one when any of them is written anew."""
+    filesystem, path = storage.open_uri(uri)
+    infos = [filesystem.get_file_info(path)]
+    if infos[0].type == pafs.FileType.Directory:
+        infos = filesystem.get_file_info(pafs.FileSelector(path, recursive=True))
+    files = sorted((info.path, info.size, info.mtime_ns) for info in infos if info.type == pafs.FileType.File)
+    return hashlib.sha256(json.dumps(files).encode()).hexdigest()[:16]
 
 
 def _open_lance(uri: str, name: str) -> TableFiles:

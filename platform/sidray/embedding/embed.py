@@ -11,7 +11,6 @@ All vectors have unit length (zero where a modality is missing).
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -23,7 +22,7 @@ from torch import Tensor
 
 from sidray import storage
 from sidray.data.catalogue import Catalogue, Rows
-from sidray.embedding.pool import Encoder, encode_rows, vector_column, write_rows
+from sidray.embedding.pool import Cut, Encoder, encode_rows, vector_column, write_rows
 from sidray.embedding.settings import EmbeddingSettings
 from sidray.models.fetch import Fetch
 from sidray.models.inference import for_inference
@@ -61,7 +60,7 @@ def embed(job: EmbedJob, settings: EmbeddingSettings, work: Work) -> Summary:
     pictures = picture_sample(catalogue) if job.item == "sids" else np.zeros(0, np.int64)
     sizes = {"items": catalogue.n_items, "queries": catalogue.n_queries, "pictures": len(pictures)}
     make = functools.partial(_encoder, job, list(sizes.values()), pictures)
-    tables = _Cut(encode_rows("embed", sum(sizes.values()), make, settings))
+    tables = Cut(encode_rows("embed", sum(sizes.values()), make, settings))
     for name, size in sizes.items():
         if size:
             write_rows(work.path(f"{name}.lance"), tables.take(size))
@@ -73,21 +72,6 @@ def picture_sample(catalogue: Catalogue) -> Rows:
     rows = np.unique(catalogue.clicks("test")["item_row"].to_numpy().astype(np.int64))
     rows = rows[catalogue.items(rows, ["image_id"])["image_id"].to_numpy() >= 0]
     return np.sort(np.random.default_rng(0).permutation(rows)[:PICTURES])
-
-
-class _Cut:
-    """A stream of tables, taken a number of rows at a time."""
-
-    def __init__(self, tables: Iterator[pa.Table]) -> None:
-        self.tables = tables
-        self.rest: pa.Table | None = None
-
-    def take(self, count: int) -> Iterator[pa.Table]:
-        while count:
-            table = self.rest if self.rest is not None else next(self.tables)
-            head, self.rest = table.slice(0, count), table.slice(count) if table.num_rows > count else None
-            count -= head.num_rows
-            yield head
 
 
 def load_stage_towers(job: EmbedJob) -> Towers:

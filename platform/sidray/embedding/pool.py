@@ -1,6 +1,7 @@
 """A Ray Data actor pool over row numbers, its results in order and into Lance, whatever the catalogue's size.
 
 write_rows(uri, encode_rows("embed", total, make, settings))  # make() -> (rows -> pa.Table), called in each actor
+Cut(tables).take(100)                                         # the next 100 rows of such a stream
 """
 
 from __future__ import annotations
@@ -10,26 +11,41 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from sidray import storage
 from sidray.data.blocks import calm
 from sidray.embedding.settings import EmbeddingSettings
-from sidray.errors import root_user_error
+from sidray.errors import UserError, root_user_error
 from sidray.metrics import counter, gauge
 from sidray.progress import progress
 
+Rows = npt.NDArray[np.int64]
 Encoder = Callable[[Any], pa.Table]
 
 
 class _Actor:
-    """Builds its encoder once; every call encodes one batch of rows."""
+    """Builds its encoder once; every call encodes one batch of rows. A UserError of building waits for the first call:
+    of what a constructor raises Ray keeps the text alone."""
 
     def __init__(self, make: Callable[[], Encoder], threads: int) -> None:
         import torch
 
         torch.set_num_threads(threads)
-        self.encode = make()
+        self.encode = self._made(make)
+
+    @staticmethod
+    def _made(make: Callable[[], Encoder]) -> Encoder:
+        try:
+            return make()
+        except UserError as error:
+            mistake = error
+
+            def refuse(rows: Rows) -> pa.Table:
+                raise mistake
+
+            return refuse
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         import torch
@@ -38,17 +54,21 @@ class _Actor:
             return self.encode(batch["row"].to_numpy())
 
 
-def encode_rows(name: str, total: int, make: Callable[[], Encoder], settings: EmbeddingSettings) -> Iterator[pa.Table]:
-    """Tables of the encoder for rows 0..total-1, in that order; `name` is what the progress shows.
+def encode_rows(
+    name: str, rows: int | Rows, make: Callable[[], Encoder], settings: EmbeddingSettings
+) -> Iterator[pa.Table]:
+    """Tables of the encoder for these rows (a number: 0..rows-1), in that order; `name` is what the progress shows.
 
     A UserError of an actor comes out as itself."""
     import ray.data
     from ray.exceptions import RayError
 
+    chosen = np.arange(rows) if isinstance(rows, int) else rows
+    total = len(chosen)
     blocks = max(1, -(-total // (4 * settings.batch_size)))
-    rows = ray.data.from_arrow(pa.table({"row": np.arange(total)})).repartition(blocks)
-    calm(rows)
-    encoded = rows.map_batches(
+    dataset = ray.data.from_arrow(pa.table({"row": chosen})).repartition(blocks)
+    calm(dataset)
+    encoded = dataset.map_batches(
         _Actor,
         fn_constructor_args=(make, max(1, int(settings.cpus))),
         batch_format="pyarrow",
@@ -85,6 +105,21 @@ def _counted(step: str, total: int) -> Iterator[Callable[[int], None]]:
         yield count
     finally:
         backlog.set(0, labels)
+
+
+class Cut:
+    """A stream of tables, taken a number of rows at a time."""
+
+    def __init__(self, tables: Iterator[pa.Table]) -> None:
+        self.tables = tables
+        self.rest: pa.Table | None = None
+
+    def take(self, count: int) -> Iterator[pa.Table]:
+        while count:
+            table = self.rest if self.rest is not None else next(self.tables)
+            head, self.rest = table.slice(0, count), table.slice(count) if table.num_rows > count else None
+            count -= head.num_rows
+            yield head
 
 
 def write_rows(uri: str, tables: Iterator[pa.Table]) -> int:
