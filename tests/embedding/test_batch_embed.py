@@ -140,7 +140,7 @@ def test_items_that_cannot_be_encoded_are_set_aside(
     assert [(row["value"], row["reason"]) for row in aside] == [(poison, reason)]
     assert poison not in written(out)
     pq.write_table(retitled(items_of(run, 40), {9: "poison", 10: "poison"}), uri)
-    with pytest.raises(UserError, match=r"1 of 40 items could not be encoded(.|\n)*a picture of no kind"):
+    with pytest.raises(UserError, match=r"2 of 40 items could not be encoded(.|\n)*a picture of no kind"):
         batch_embed(run, uri, str(out), max_bad_fraction=0.02)
 
 

@@ -18,7 +18,7 @@ from sidray.errors import UserError
 pytestmark = pytest.mark.ray
 
 
-def actor(suspects: Suspects, kills: set[int], raises: set[int]) -> Any:
+def actor(suspects: Suspects, kills: set[int], raises: set[int], most: int = 99) -> Any:
     """As Ray Data makes them: it is started again, and its call repeated, as often as it dies."""
     import ray
 
@@ -27,6 +27,8 @@ def actor(suspects: Suspects, kills: set[int], raises: set[int]) -> Any:
             self.guard = Guard(suspects, ray.get_runtime_context().get_actor_id())
 
         def encode(self, rows: Any) -> pa.Table:
+            if len(rows) > most:
+                raise MemoryError(f"{len(rows)} rows")
             for row in rows.tolist():
                 if row in kills:
                     os.kill(os.getpid(), signal.SIGKILL)
@@ -61,10 +63,11 @@ def test_one_row_kills_or_fails_and_the_others_are_encoded(ray_session: None) ->
     assert encoded(encoder, [9, 10]) == ({9: 2, 10: 2}, {})
 
 
-def test_an_error_of_every_row_is_none_of_theirs(ray_session: None) -> None:
-    encoder = actor(Suspects.start(), kills=set(), raises={1, 2, 3})
-    with pytest.raises(ValueError, match="row 1"):
-        encoded(encoder, [1, 2, 3])
+def test_rows_that_fail_together_alone_are_too_many(ray_session: None) -> None:
+    encoder = actor(Suspects.start(), kills=set(), raises=set(), most=3)
+    assert encoded(encoder, [1, 2, 3])[1] == {}
+    with pytest.raises(UserError, match=r"4 items cannot be encoded at once, each alone can: MemoryError: 4 rows"):
+        encoded(encoder, [1, 2, 3, 4])
 
 
 def test_an_encoder_that_dies_before_it_encodes_anything_is_not_started_for_ever(ray_session: None) -> None:

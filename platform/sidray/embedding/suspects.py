@@ -21,7 +21,7 @@ import pyarrow as pa
 from sidray.errors import UserError
 
 DEATHS = 2  # of a process that encoded the item alone
-STARTS = 5  # of an actor, in a row, without an item encoded
+STARTS = 3  # of an actor, in a row, without an item encoded
 
 Rows = npt.NDArray[np.int64]
 Encode = Callable[[Rows], pa.Table]
@@ -100,7 +100,7 @@ class Guard:
         """The rows in order, in parts: one of all in the usual case, else one of each row, with the reason in place of
         the table of a row that cannot be encoded.
 
-        An error that every row of several raises is none of the items' and is raised."""
+        Raises UserError when rows fail together and none of them alone."""
         if not len(rows):
             return []
         whole: Exception | None = None
@@ -114,8 +114,11 @@ class Guard:
             finally:
                 self._suspects.ends(self._worker)
         parts = [(rows[n : n + 1], self._alone(rows[n : n + 1], encode)) for n in range(len(rows))]
-        if whole is not None and len(rows) > 1 and all(isinstance(found, str) for _, found in parts):
-            raise whole
+        if whole is not None and not any(isinstance(found, str) for _, found in parts):
+            raise UserError(
+                f"{len(rows)} items cannot be encoded at once, each alone can: {_brief(whole)}",
+                "lower embedding.batch_size",
+            ) from whole
         return parts
 
     def _alone(self, row: Rows, encode: Encode) -> pa.Table | str:
@@ -126,7 +129,10 @@ class Guard:
         except UserError:
             raise
         except Exception as error:
-            lines = str(error).splitlines() or [""]
-            return f"cannot be encoded: {type(error).__name__}: {lines[0][:200]}"
+            return f"cannot be encoded: {_brief(error)}"
         finally:
             self._suspects.ends(self._worker)
+
+
+def _brief(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
