@@ -97,6 +97,12 @@ def test_zero_3_trains_as_zero_0(debug_run: str, tmp_path: Path) -> None:
         np.testing.assert_allclose(two[name], value, atol=2e-4, err_msg=name)
 
 
+def test_how_training_survives_does_not_change_a_stage(debug_run: str) -> None:
+    graph, _ = graph_of(debug_run)
+    other, _ = graph_of(debug_run, min_workers=1, resize_s=5.0, keep_checkpoints=5, checkpoint_every=3)
+    assert graph["stage-finetune"].key == other["stage-finetune"].key
+
+
 def test_stages_write_what_they_promise(debug_run: str) -> None:
     graph, store = graph_of(debug_run)
     for role in ("stage-query2text", "stage-finetune"):

@@ -3,7 +3,7 @@
     checkpoints = Checkpoints(uri, keep=2, made=Made(world=2, zero_stage=3, batch_size=64), say=print)
     with checkpoints.newest() as found: ...          # a local copy of the newest whole one, or None
     with checkpoints.writing(step=6) as folder: ...  # every rank writes into a folder of its own
-    checkpoints.wait()                               # until the last one is whole in the storage
+    checkpoints.close()                              # when the last one is whole in the storage
 
 <uri>/00000006-3f2a91c0/             what the ranks wrote, and manifest.json: sizes and checksums, written last
 <uri>/00000006-3f2a91c0.safetensors  the towers, when step 6 had the best ones so far
@@ -97,7 +97,7 @@ class Checkpoints:
     def writing(self, step: int) -> Iterator[Path]:
         """An empty local folder for this rank's files of the checkpoint; best towers so far go to the path beside it
         that ends in BEST. When the block ends, they are on their way to the storage."""
-        self.wait()  # one upload at a time: the local disk holds no more than one checkpoint
+        self._wait()  # one upload at a time: the local disk holds no more than one checkpoint
         root = Path(tempfile.mkdtemp(prefix="sidray-checkpoint-"))
         try:
             folder = root / f"{step:08d}-{self._group}"
@@ -119,7 +119,12 @@ class Checkpoints:
             storage.write_json(storage.join(self.uri, name, MANIFEST), asdict(manifest))
         shutil.rmtree(root)
 
-    def wait(self) -> None:
+    def close(self) -> None:
+        """Returns when the last checkpoint is whole in the storage."""
+        self._wait()
+        self._pool.shutdown()
+
+    def _wait(self) -> None:
         """Until the last checkpoint is whole in the storage; what it makes superfluous is deleted."""
         if self._upload is None:
             return

@@ -120,22 +120,25 @@ def train_stages(config: Mapping[str, Any]) -> None:
 def train_stage(job: StageJob, notes: Notes | None) -> None:
     """Trains from the newest whole checkpoint, or from the start; rank 0 writes the best towers and the history."""
     started = time.perf_counter()
+
+    def say(line: str) -> None:
+        if notes is not None:
+            notes.say(f"{job.stage.name}: {line}")
+
     stage, training, schedule = job.stage, job.training, job.schedule(world_size())
     module = StageModule(_start(job), stage, training.chunk)
-    checkpoints = Checkpoints(
-        storage.join(job.output, CHECKPOINTS),
-        training.keep_checkpoints,
-        Made(world_size(), training.zero_stage, schedule.batch_size),
-        lambda line: notes.say(f"{stage.name}: {line}") if notes is not None else None,
-    )
+    made = Made(world_size(), training.zero_stage, schedule.batch_size)
+    checkpoints = Checkpoints(storage.join(job.output, CHECKPOINTS), training.keep_checkpoints, made, say)
     with checkpoints.newest() as found:
         universal = found is not None and is_resharded(found)
         rate = job.tokens.token_lr
         engine = make_engine(module, stage, training, schedule.steps, schedule.batch_size, rate, universal)
         progress = Progress(stage.name) if found is None else _resumed(engine, found)
+    if found is not None:
+        say(f"goes on from step {progress.step} of {schedule.steps} with {world_size()} workers")
     loop = StageLoop(job, engine, module, schedule, progress, checkpoints, notes)
     loop.run()
-    checkpoints.wait()
+    checkpoints.close()
     progress.wall_s += time.perf_counter() - started
     if rank() == 0:
         storage.copy(checkpoints.towers, storage.join(job.output, TOWERS))
