@@ -84,7 +84,7 @@ def _show(uri: str, stop: threading.Event) -> None:
 
     def read() -> dict[str, Any] | None:
         note = _read(uri)
-        for each in note["said"] if note is not None else []:
+        for each in note.get("said", []) if note is not None else []:
             if each not in said:
                 said.append(each)
                 print(f"  {each['line']}", file=sys.stderr, flush=True)

@@ -40,10 +40,7 @@ def resume(engine: Any, found: Restored) -> None:
     gathered(None)
     own = [{k: v for k, v in group.items() if k != "params"} for group in engine.optimizer.param_groups]
     engine.load_checkpoint(str(found.scratch), tag=TAG)
-    # DeepSpeed gives every group of parameters the settings of the first one: its decay, its learning rate.
-    rates = engine.lr_scheduler.get_last_lr()
-    for group, settings, lr in zip(engine.optimizer.param_groups, own, rates, strict=True):
-        group.update(settings, lr=lr)
+    _mend_optimiser(engine, own)
     _load_buffers(engine.module, found.folder / TAG)
 
 
@@ -57,6 +54,16 @@ def _to_universal(source: Path, target: Path) -> None:
     )
     if done.returncode:
         raise RuntimeError(f"the checkpoint of another number of workers was not converted: {done.stderr[-2000:]}")
+
+
+def _mend_optimiser(engine: Any, own: list[dict[str, Any]]) -> None:
+    """`own`: the settings of its groups as they were made. DeepSpeed 0.19 gives every group the settings of the first
+    one (its decay, its rate), and all of them one tensor that counts steps: each would count for all."""
+    rates = engine.lr_scheduler.get_last_lr()
+    for group, settings, lr in zip(engine.optimizer.param_groups, own, rates, strict=True):
+        group.update(settings, lr=lr)
+    for state in engine.optimizer.optimizer.state.values():
+        state["step"] = state["step"].clone()
 
 
 def _load_buffers(module: torch.nn.Module, folder: Path) -> None:
