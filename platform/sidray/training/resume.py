@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ def resume(engine: Any, found: Restored) -> None:
         _to_universal(found.folder / TAG, found.scratch / TAG)
     gathered(None)
     own = [{k: v for k, v in group.items() if k != "params"} for group in engine.optimizer.param_groups]
+    engine.optimizer.load_hp_checkpoint_state_from_checkpoint_dir = partial(_load_groups, engine.optimizer)
     engine.load_checkpoint(str(found.scratch), tag=TAG)
     _mend_optimiser(engine, own)
     _load_buffers(engine.module, found.folder / TAG)
@@ -56,6 +58,25 @@ def _to_universal(source: Path, target: Path) -> None:
         raise RuntimeError(f"the checkpoint of another number of workers was not converted: {done.stderr[-2000:]}")
 
 
+def _load_groups(optimiser: Any, groups: str, folder: str) -> None:
+    """DeepSpeed 0.19's method of the same name for ZeRO 1 and 2, which fails on a rank that has no part of some group:
+    of one with fewer elements than there are ranks."""
+    from deepspeed.utils.tensor_fragment import map_to_flat_opt_states
+
+    saved = Path(folder) / "zero"
+    optimiser._load_global_state(torch.load(saved / "optimizer_state.pt", weights_only=False))
+    states = optimiser.optimizer.state
+    for group, parameters in zip(optimiser.optimizer.param_groups, getattr(optimiser, groups), strict=True):
+        flat = group["params"][0]
+        keys: set[str] = set()
+        for parameter in parameters:
+            if parameter._hp_mapping is not None:
+                name = str(saved / optimiser.param_names[parameter])
+                states[flat]["step"] = parameter.load_hp_checkpoint_state(name, 0, 1)
+                keys |= set(parameter._hp_mapping.get_optim_state_keys())
+        map_to_flat_opt_states(flat, parameters, states, keys)
+
+
 def _mend_optimiser(engine: Any, own: list[dict[str, Any]]) -> None:
     """`own`: the settings of its groups as they were made. DeepSpeed 0.19 gives every group the settings of the first
     one (its decay, its rate), and all of them one tensor that counts steps: each would count for all."""
@@ -63,7 +84,8 @@ def _mend_optimiser(engine: Any, own: list[dict[str, Any]]) -> None:
     for group, settings, lr in zip(engine.optimizer.param_groups, own, rates, strict=True):
         group.update(settings, lr=lr)
     for state in engine.optimizer.optimizer.state.values():
-        state["step"] = state["step"].clone()
+        if state.get("step") is not None:
+            state["step"] = state["step"].clone()
 
 
 def _load_buffers(module: torch.nn.Module, folder: Path) -> None:
