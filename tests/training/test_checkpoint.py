@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import tempfile
 import threading
 import zlib
 from collections.abc import Callable
@@ -13,6 +17,7 @@ import pytest
 from sidray import storage
 from sidray.errors import UserError
 from sidray.training.checkpoint import BEST, MANIFEST, Checkpoints, Made
+from sidray.training.scratch import Scratch
 
 MADE = Made(world=1, zero_stage=0, batch_size=32)
 
@@ -164,3 +169,17 @@ def test_a_manifest_lists_every_file_with_size_and_checksum(tmp_path: Path) -> N
     assert manifest["step"] == 3
     assert manifest["made"] == {"world": 1, "zero_stage": 0, "batch_size": 32}
     assert manifest["files"] == {"engine/shard.pt": [17000, zlib.crc32(b"weights of step 3" * 1000)]}
+
+
+def test_the_local_copy_of_a_killed_process_is_deleted_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    living = Scratch()
+    code = "import os; from sidray.training.scratch import Scratch; Scratch(); os.kill(os.getpid(), 9)"
+    subprocess.run([sys.executable, "-c", code], env={**os.environ, "TMPDIR": str(tmp_path)}, check=False)
+    assert len(list(tmp_path.iterdir())) == 4
+    checkpoints_at(tmp_path / "out")
+    assert [path for path in tmp_path.iterdir() if path.is_dir()] == [living.path]
+    living.delete()
+    assert list(tmp_path.iterdir()) == []

@@ -25,7 +25,7 @@ from tests.models.tiny import random_batch, tiny_towers
 
 ROWS = 12
 STEPS = 6
-# Groups with rates and decays of their own, one of a single element, a frozen part, and steps so large that errors show.
+# Groups with rates and decays of their own, one of a single element, a frozen part; steps so large that errors show.
 STAGE = StageSettings(
     name="s",
     tasks={"query2item": 1.0, "causal": 0.5},

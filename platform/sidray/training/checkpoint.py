@@ -11,8 +11,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 import uuid
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -25,6 +23,7 @@ from sidray import storage
 from sidray.errors import UserError
 from sidray.tasks.losses import rank
 from sidray.training.group import gathered, leads_node, on_node
+from sidray.training.scratch import Scratch, delete_orphans
 
 MANIFEST = "manifest.json"
 BEST = ".safetensors"
@@ -80,6 +79,8 @@ class Checkpoints:
 
     def __init__(self, uri: str, keep: int, made: Made, say: Callable[[str], object]) -> None:
         self.uri, self.keep, self.made, self.say = uri, keep, made, say
+        if leads_node():
+            delete_orphans()
         self._group = gathered(uuid.uuid4().hex[:8])[0]  # of another group of workers nothing is overwritten
         self._pool = ThreadPoolExecutor(1, "checkpoint")
         self._upload: Future[None] | None = None
@@ -98,26 +99,26 @@ class Checkpoints:
         """An empty local folder for this rank's files of the checkpoint; best towers so far go to the path beside it
         that ends in BEST. When the block ends, they are on their way to the storage."""
         self._wait()  # one upload at a time: the local disk holds no more than one checkpoint
-        root = Path(tempfile.mkdtemp(prefix="sidray-checkpoint-"))
+        root = Scratch()
         try:
-            folder = root / f"{step:08d}-{self._group}"
+            folder = root.path / f"{step:08d}-{self._group}"
             folder.mkdir()
             yield folder
             files: dict[str, Mark] = {}
             for part in gathered(marks(folder)):
                 files |= part
-            self._towers = {path.name: mark(path) for path in root.glob(f"*{BEST}")} or self._towers
+            self._towers = {path.name: mark(path) for path in root.path.glob(f"*{BEST}")} or self._towers
             manifest = Manifest(step, self.made, files, self._towers) if rank() == 0 else None
         except BaseException:
-            shutil.rmtree(root)
+            root.delete()
             raise
         self._upload = self._pool.submit(self._send, root, folder.name, manifest)
 
-    def _send(self, root: Path, name: str, manifest: Manifest | None) -> None:
-        storage.upload(root, self.uri)
+    def _send(self, root: Scratch, name: str, manifest: Manifest | None) -> None:
+        storage.upload(root.path, self.uri)
         if manifest is not None:
             storage.write_json(storage.join(self.uri, name, MANIFEST), asdict(manifest))
-        shutil.rmtree(root)
+        root.delete()
 
     def close(self) -> None:
         """Returns when the last checkpoint is whole in the storage."""
@@ -239,10 +240,11 @@ def _problem(folder: Path, path: str, expected: Mark) -> str:
 @contextmanager
 def _node_folder() -> Iterator[Path]:
     """One empty local folder for all ranks of a machine."""
-    folder = Path(on_node(tempfile.mkdtemp(prefix="sidray-restore-") if leads_node() else None))
+    own = Scratch() if leads_node() else None
+    folder = on_node(own.path if own is not None else None)
     try:
         yield folder
         gathered(None)  # all have read
     finally:
-        if leads_node():
-            shutil.rmtree(folder)
+        if own is not None:
+            own.delete()
