@@ -18,6 +18,7 @@ from sidray import storage
 from sidray.errors import UserError
 from sidray.training.checkpoint import BEST, MANIFEST, Checkpoints, Made
 from sidray.training.scratch import Scratch
+from tests.data.test_s3 import bucket  # noqa: F401
 
 MADE = Made(world=1, zero_stage=0, batch_size=32)
 
@@ -183,3 +184,21 @@ def test_the_local_copy_of_a_killed_process_is_deleted_by_the_next(
     assert [path for path in tmp_path.iterdir() if path.is_dir()] == [living.path]
     living.delete()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_object_store_keeps_them_as_a_disk_does(bucket: str) -> None:  # noqa: F811
+    uri = f"{bucket}/checkpoints"
+    checkpoints = Checkpoints(uri, 2, MADE, print)
+    save(checkpoints, 3, 6, 9, best=3)
+    names = [name for name in storage.list_names(uri) if not name.endswith(BEST)]
+    assert [name.split("-")[0] for name in names] == ["00000006", "00000009"]
+    assert storage.read_bytes(checkpoints.towers) == b"towers of step 3"
+    with Checkpoints(uri, 2, MADE, print).newest() as found:
+        assert found is not None
+        assert (found.folder / "engine" / "shard.pt").read_bytes() == b"weights of step 9" * 1000
+    storage.write_bytes(f"{uri}/{names[-1]}/engine/shard.pt", b"weights of step 9")
+    said: list[str] = []
+    with Checkpoints(uri, 2, MADE, said.append).newest() as found:
+        assert found is not None
+        assert found.manifest.step == 6
+    assert said == [f"checkpoint {names[-1]} is torn: engine/shard.pt has 17 bytes of 17000; the one before is used"]
