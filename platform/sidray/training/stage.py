@@ -45,14 +45,15 @@ def _trainer(jobs: Sequence[StageJob], training: TrainingSettings, folder: str) 
     from ray.train.torch import TorchConfig, TorchTrainer
 
     resources = {"CPU": training.cpus_per_worker, "GPU": training.gpus_per_worker}
+    workers = (training.min_workers, training.workers) if training.min_workers else training.workers
     filesystem, path = storage.open_uri(folder)
     return TorchTrainer(
         train_stages,
         train_loop_config={"jobs": list(jobs), "notes": jobs[0].notes(folder)},
         torch_config=TorchConfig(backend="nccl" if training.gpus_per_worker else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=(training.min_workers, training.workers) if training.min_workers else training.workers,
-            elastic_resize_monitor_interval_s=training.resize_s,
+            num_workers=workers,  # type: ignore[arg-type]  # Ray's types are those of Train V1
+            elastic_resize_monitor_interval_s=training.resize_s,  # type: ignore[call-arg]
             use_gpu=training.gpus_per_worker > 0,
             resources_per_worker={name: amount for name, amount in resources.items() if amount},
         ),
