@@ -115,6 +115,8 @@ class Checkpoints:
         self._upload = self._pool.submit(self._send, root, folder.name, manifest)
 
     def _send(self, root: Scratch, name: str, manifest: Manifest | None) -> None:
+        if manifest is not None:
+            self._prune()
         storage.upload(root.path, self.uri)
         if manifest is not None:
             storage.write_json(storage.join(self.uri, name, MANIFEST), asdict(manifest))
@@ -124,22 +126,22 @@ class Checkpoints:
         """Returns when the last checkpoint is whole in the storage."""
         self._wait()
         self._pool.shutdown()
-
-    def _wait(self) -> None:
-        """Until the last checkpoint is whole in the storage; what it makes superfluous is deleted."""
-        if self._upload is None:
-            return
-        self._upload.result()
-        self._upload = None
-        gathered(None)
         if rank() == 0:
             self._prune()
+
+    def _wait(self) -> None:
+        """Until the last checkpoint is whole in the storage: every rank has sent its part."""
+        if self._upload is not None:
+            self._upload.result()
+            self._upload = None
+            gathered(None)
 
     def _names(self) -> list[str]:
         """Oldest first."""
         return [name for name in storage.list_names(self.uri) if not name.endswith(BEST)]
 
     def _prune(self) -> None:
+        """On rank 0, when all that are there are whole or known as torn."""
         kept = [name for name in self._names() if name not in self._torn][-self.keep :]
         used = {towers for name in kept for towers in self._towers_of(name)}
         for name in storage.list_names(self.uri):
