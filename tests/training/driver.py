@@ -40,14 +40,14 @@ def slowed(step_s: float) -> Any:
     """train_stages with steps that take some time, pickled by value."""
 
     def train(config: dict[str, Any]) -> None:
-        averaged = worker._averaged
+        averaged = worker.averaged
 
         def slow(metrics: Any) -> dict[str, float]:
             if "loss" in metrics:
                 time.sleep(step_s)
             return averaged(metrics)
 
-        worker._averaged = slow
+        worker.averaged = slow
         worker.train_stages(config)
 
     return train

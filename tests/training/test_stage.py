@@ -56,7 +56,7 @@ def test_a_killed_worker_resumes_and_ends_with_the_same_loss(
     flag = tmp_path / "killed"
 
     def train_and_die(config: dict[str, Any]) -> None:
-        average, steps = worker._averaged, 0
+        average, steps = worker.averaged, 0
 
         def counting(metrics: Any) -> dict[str, float]:
             nonlocal steps
@@ -66,7 +66,7 @@ def test_a_killed_worker_resumes_and_ends_with_the_same_loss(
                 os.kill(os.getpid(), signal.SIGKILL)
             return average(metrics)
 
-        worker._averaged = counting
+        worker.averaged = counting
         worker.train_stages(config)
 
     stage = graph.recipe.sid_stages[-1]

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from sidray.tasks.losses import rank, world_size
 
@@ -26,6 +27,14 @@ def gathered(value: T) -> list[T]:
     values: list[T | None] = [None] * world_size()
     dist.all_gather_object(values, value)
     return values  # type: ignore[return-value]
+
+
+def averaged(metrics: Mapping[str, Tensor]) -> dict[str, float]:
+    """Each metric's mean over the ranks."""
+    values = torch.stack([value.float() for value in metrics.values()])
+    if world_size() > 1:
+        dist.all_reduce(values)
+    return dict(zip(metrics, (values / world_size()).tolist(), strict=True))
 
 
 def leads_node() -> bool:

@@ -35,13 +35,14 @@ from sidray.tasks.losses import rank, world_size
 from sidray.tokenizers.settings import TokenizerSettings
 from sidray.training.checkpoint import BEST, Checkpoints, Made, Restored
 from sidray.training.engine import full_state, make_engine
-from sidray.training.group import choose_device, takes_part
+from sidray.training.group import averaged, choose_device, takes_part
 from sidray.training.metrics import StageMetrics
 from sidray.training.module import StageModule, columns_of
 from sidray.training.new_tokens import start_sid_tokens, start_standards, start_visual_tokens
 from sidray.training.resume import TAG, is_resharded, resume
 from sidray.training.schedule import Schedule
-from sidray.training.settings import NoteTaskName, StageSettings, TaskName, TrainingSettings
+from sidray.training.settings import StageSettings, TrainingSettings
+from sidray.training.validation import score_of, validate
 
 TOWERS = "towers.safetensors"
 HISTORY = "history.json"
@@ -218,7 +219,7 @@ class StageLoop:
         self.engine.step()
         self.progress.step += 1
         self.progress.samples += self.schedule.batch_size
-        row = {"step": self.progress.step, **_averaged({"loss": loss.detach(), **metrics})}
+        row = {"step": self.progress.step, **averaged({"loss": loss.detach(), **metrics})}
         self.progress.history.append(row)
         if self.notes is not None:
             self.notes.write(self.job.stage.name, self.progress.step, self.schedule.steps)
@@ -265,50 +266,3 @@ def _data_cpus(training: TrainingSettings) -> float:
 
 def _to(batch: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
     return {name: value.to(device, non_blocking=True) for name, value in batch.items()}
-
-
-def _averaged(metrics: Mapping[str, Tensor]) -> dict[str, float]:
-    """Each metric's mean over the ranks."""
-    values = torch.stack([value.float() for value in metrics.values()])
-    if world_size() > 1:
-        torch.distributed.all_reduce(values)
-    return dict(zip(metrics, (values / world_size()).tolist(), strict=True))
-
-
-@torch.no_grad()
-def validate(module: StageModule, valid: Mapping[str, Tensor], batch_size: int) -> dict[str, float]:
-    """Held-out metrics of every task: contrastive ones over the whole pool of rows, generative ones batch by batch."""
-    found: dict[str, float] = {}
-    pooled = [task for task in module.tasks if task.contrastive]
-    module.eval()
-    chunk, module.chunk = module.chunk, module.chunk or 64
-    if pooled:
-        found |= _averaged(module.run(valid, pooled)[1])
-    rows = len(valid["item_row"])
-    for task in module.tasks:
-        if task not in pooled:
-            parts = [_averaged(module.run(_rows(valid, s, batch_size), [task])[1]) for s in range(0, rows, batch_size)]
-            found |= {name: sum(part[name] for part in parts) / len(parts) for name in parts[0]}
-    module.chunk = chunk
-    module.train()
-    return found
-
-
-def _rows(batch: Mapping[str, Tensor], start: int, size: int) -> dict[str, Tensor]:
-    """Rows start..start+size of every column; hard negatives have several rows for each."""
-    count = len(batch["item_row"])
-    out = {}
-    for name, value in batch.items():
-        times = len(value) // count
-        out[name] = value[start * times : (start + size) * times]
-    return out
-
-
-def score_of(metrics: Mapping[str, float], tasks: Mapping[TaskName | NoteTaskName, float]) -> float:
-    """What picks the best checkpoint: held-out R@10 of the contrastive tasks, else token accuracy, each task counted by
-    its weight in the loss."""
-    for metric in ("R@10", "token accuracy"):
-        found = {task: metrics[f"{task}/{metric}"] for task in tasks if f"{task}/{metric}" in metrics}
-        if found:
-            return sum(tasks[task] * value for task, value in found.items()) / sum(tasks[task] for task in found)
-    return 0.0
