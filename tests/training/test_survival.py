@@ -104,23 +104,20 @@ def driver(run: str, step_s: float, *overrides: str, address: str = "") -> Itera
             started.process.wait()
 
 
-@pytest.fixture(scope="module")
-def original(debug_run: str, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A root of its own for every trial is copied from this one."""
-    root = tmp_path_factory.mktemp("survival") / "root"
-    shutil.copytree(RunFolder.open(debug_run).root, root)
-    return str(root / "runs" / Path(debug_run).name)
+def copied(run: str, target: Path) -> str:
+    """A copy of the whole root of a run, and in it the run."""
+    shutil.copytree(RunFolder.open(run).root, target / "root")
+    return str(target / "root" / "runs" / Path(run).name)
 
 
 @pytest.fixture
-def run(original: str, tmp_path: Path) -> str:
-    shutil.copytree(Path(original).parents[1], tmp_path / "root")
-    return str(tmp_path / "root" / "runs" / Path(original).name)
+def run(debug_run: str, tmp_path: Path) -> str:
+    return copied(debug_run, tmp_path)
 
 
 @pytest.fixture(scope="module")
-def undisturbed(original: str) -> Path:
-    with driver(original, 0) as alone:
+def undisturbed(debug_run: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    with driver(copied(debug_run, tmp_path_factory.mktemp("undisturbed")), 0) as alone:
         return alone.output()
 
 
