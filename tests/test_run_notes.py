@@ -225,7 +225,7 @@ def killed_at(step: int, flag: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
     """Rank 1 dies by SIGKILL in that step, once."""
 
     def train_and_die(config: dict[str, Any]) -> None:
-        average, steps = worker._averaged, 0
+        average, steps = worker.averaged, 0
 
         def counting(metrics: Any) -> dict[str, float]:
             nonlocal steps
@@ -235,7 +235,7 @@ def killed_at(step: int, flag: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
                 os.kill(os.getpid(), signal.SIGKILL)
             return average(metrics)
 
-        worker._averaged = counting
+        worker.averaged = counting
         worker.train_stages(config)
 
     monkeypatch.setattr(stage_module, "train_stages", train_and_die)

@@ -91,14 +91,16 @@ def _join(options: dict[str, Any]) -> None:
 
 
 def preflight(settings: TrainingSettings) -> None:
-    """Refuses workers that the cluster cannot place beside the one data task that each stage needs.
+    """Refuses workers that the cluster cannot place beside the one data task that each stage needs; of elastic ones
+    the fewest.
 
     Asks an autoscaler for their nodes and waits up to `settings.wait_s` for whatever joins. Raises UserError with what
     is there and what is wanted."""
     import ray
 
-    cpus = settings.workers * settings.cpus_per_worker + DATA_TASK_CPUS
-    gpus = settings.workers * settings.gpus_per_worker
+    workers = settings.fewest
+    cpus = workers * settings.cpus_per_worker + DATA_TASK_CPUS
+    gpus = workers * settings.gpus_per_worker
 
     def there() -> bool:
         have = ray.cluster_resources()
@@ -107,19 +109,20 @@ def preflight(settings: TrainingSettings) -> None:
     if there():
         return
     worker = {"CPU": settings.cpus_per_worker, "GPU": settings.gpus_per_worker}
-    with _requested([worker] * settings.workers + [{"CPU": DATA_TASK_CPUS}]):
+    with _requested([worker] * workers + [{"CPU": DATA_TASK_CPUS}]):
         deadline = time.monotonic() + settings.wait_s
         while time.monotonic() < deadline:
             time.sleep(0.5)
             if there():
                 return
     have = ray.cluster_resources()
+    setting = "min_workers" if settings.min_workers else "workers"
     raise UserError(
-        f"training.workers={settings.workers} with {settings.cpus_per_worker:g} CPU and "
+        f"training.{setting}={workers} with {settings.cpus_per_worker:g} CPU and "
         f"{settings.gpus_per_worker:g} GPU each, beside one data task of {DATA_TASK_CPUS:g} CPU, "
         f"need {cpus:g} CPU and {gpus:g} GPU; "
         f"the cluster has {have.get('CPU', 0):g} CPU and {have.get('GPU', 0):g} GPU",
-        "lower training.workers or training.cpus_per_worker, or add nodes; where an autoscaler makes them, raise "
+        f"lower training.{setting} or training.cpus_per_worker, or add nodes; where an autoscaler makes them, raise "
         f"training.wait_s={settings.wait_s:g}",
     )
 

@@ -1,7 +1,7 @@
 """Progress of long work: a bar on a terminal, a line every half minute in a log.
 
 with progress("embed", total) as advance: advance(128)
-with follow(uri): ...        # shows what a worker elsewhere notes with `Notes(uri).write(name, step, steps)`
+with follow(uri): ...        # shows what a worker notes, `Notes(uri)`: write(name, step, steps), say(line)
 """
 
 from __future__ import annotations
@@ -45,17 +45,25 @@ def progress(name: str, total: int) -> Iterator[Callable[[int], object]]:
 
 
 class Notes:
-    """Notes of a worker on its progress, at most one every NOTE_EVERY_S, where the driver can read them."""
+    """Notes of a worker on its progress, at most one every NOTE_EVERY_S, and what it says, where the driver can read
+    them."""
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
         self._last = 0.0
+        self._note: dict[str, Any] = {"said": []}
 
     def write(self, name: str, step: int, steps: int) -> None:
         now = time.monotonic()
         if now - self._last > NOTE_EVERY_S or step == steps:
             self._last = now
-            storage.write_json(self.uri, {"name": name, "step": step, "steps": steps})
+            self._note |= {"name": name, "step": step, "steps": steps}
+            storage.write_json(self.uri, self._note)
+
+    def say(self, line: str) -> None:
+        """One line for the driver's log."""
+        self._note["said"].append({"line": line, "time": time.time()})
+        storage.write_json(self.uri, self._note)
 
 
 @contextmanager
@@ -72,11 +80,21 @@ def follow(uri: str) -> Iterator[None]:
 
 
 def _show(uri: str, stop: threading.Event) -> None:
+    said: list[dict[str, Any]] = []
+
+    def read() -> dict[str, Any] | None:
+        note = _read(uri)
+        for each in note.get("said", []) if note is not None else []:
+            if each not in said:
+                said.append(each)
+                print(f"  {each['line']}", file=sys.stderr, flush=True)
+        return note if note is not None and "name" in note else None
+
     note: dict[str, Any] | None = None
     while not stop.is_set():
         if note is None:
             stop.wait(NOTE_EVERY_S)
-            note = _read(uri)
+            note = read()
             continue
         name, seen = note["name"], 0
         with progress(name, note["steps"]) as advance:
@@ -84,7 +102,8 @@ def _show(uri: str, stop: threading.Event) -> None:
                 advance(note["step"] - seen)
                 seen = note["step"]
                 stop.wait(NOTE_EVERY_S)
-                note = _read(uri) or note
+                note = read() or note
+    read()
 
 
 def _read(uri: str) -> dict[str, Any] | None:

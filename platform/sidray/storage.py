@@ -160,11 +160,12 @@ def upload(local: str | Path, uri: str) -> None:
 
 
 def copy(source: str, target: str) -> None:
-    """Copies a folder from one URI to another."""
+    """Copies a file or a folder from one URI to another."""
     filesystem, path = open_uri(target)
     source_filesystem, source_path = open_uri(source)
+    folder = source_filesystem.get_file_info(source_path).type == pafs.FileType.Directory
     with write_errors(target):
-        filesystem.create_dir(path, recursive=True)
+        filesystem.create_dir(path if folder else os.path.dirname(path), recursive=True)
         pafs.copy_files(source_path, path, source_filesystem, filesystem)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sidray.training.worker import score_of
+from sidray.training.validation import score_of
 
 
 def test_tasks_count_by_their_weight_in_the_loss() -> None:

@@ -56,7 +56,7 @@ def test_a_killed_worker_resumes_and_ends_with_the_same_loss(
     flag = tmp_path / "killed"
 
     def train_and_die(config: dict[str, Any]) -> None:
-        average, steps = worker._averaged, 0
+        average, steps = worker.averaged, 0
 
         def counting(metrics: Any) -> dict[str, float]:
             nonlocal steps
@@ -66,7 +66,7 @@ def test_a_killed_worker_resumes_and_ends_with_the_same_loss(
                 os.kill(os.getpid(), signal.SIGKILL)
             return average(metrics)
 
-        worker._averaged = counting
+        worker.averaged = counting
         worker.train_stages(config)
 
     stage = graph.recipe.sid_stages[-1]
@@ -95,6 +95,12 @@ def test_zero_3_trains_as_zero_0(debug_run: str, tmp_path: Path) -> None:
     assert one.keys() == two.keys()
     for name, value in one.items():
         np.testing.assert_allclose(two[name], value, atol=2e-4, err_msg=name)
+
+
+def test_how_training_survives_does_not_change_a_stage(debug_run: str) -> None:
+    graph, _ = graph_of(debug_run)
+    other, _ = graph_of(debug_run, min_workers=1, resize_s=5.0, keep_checkpoints=5, checkpoint_every=3)
+    assert graph["stage-finetune"].key == other["stage-finetune"].key
 
 
 def test_stages_write_what_they_promise(debug_run: str) -> None:

@@ -49,7 +49,7 @@ def _rates(model: TrainedModel, stage: StageSettings) -> Mapping[nn.Parameter, f
     }
 
 
-def deepspeed_config(training: TrainingSettings, micro_batch: int) -> dict[str, Any]:
+def deepspeed_config(training: TrainingSettings, micro_batch: int, universal: bool) -> dict[str, Any]:
     return {
         "train_micro_batch_size_per_gpu": micro_batch,
         "gradient_accumulation_steps": 1,  # contrastive batches are never accumulated: it would shrink the negatives
@@ -58,6 +58,7 @@ def deepspeed_config(training: TrainingSettings, micro_batch: int) -> dict[str, 
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "bf16": {"enabled": training.precision == "bf16"},
+        "checkpoint": {"load_universal": universal},
         "steps_per_print": 10**9,
     }
 
@@ -69,8 +70,10 @@ def make_engine(
     steps: int,
     batch_size: int,
     token_lr: float,
+    universal: bool,
 ) -> Any:
-    """Inside a worker of a process group: the engine that owns module, optimiser and schedule."""
+    """Inside a worker of a process group: the engine that owns module, optimiser and schedule. `universal`: it will
+    load a checkpoint in DeepSpeed's universal format."""
     import deepspeed
 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
@@ -80,7 +83,7 @@ def make_engine(
     optimiser = torch.optim.AdamW(parameter_groups(module, stage, token_lr))
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimiser, linear_schedule(steps, stage.warmup))
     micro_batch = batch_size // torch.distributed.get_world_size()
-    config = deepspeed_config(training, micro_batch)
+    config = deepspeed_config(training, micro_batch, universal)
     engine, *_ = deepspeed.initialize(model=module, optimizer=optimiser, lr_scheduler=scheduler, config=config)
     return engine
 

@@ -16,11 +16,13 @@ from sidray.training.settings import StageSettings
 
 @dataclass(frozen=True)
 class Schedule:
-    """The steps of a stage over an epoch plan; `positions` are click, item or pair rows (`rows`)."""
+    """The steps of a stage over an epoch plan; `positions` are click, item or pair rows (`rows`). The plan is the same
+    for any number of `workers` that divides the batch; `unit`: what the batch is a multiple of (0: of the workers)."""
 
     stage: StageSettings
     catalogue: Catalogue
     workers: int
+    unit: int = 0
 
     @property
     def rows(self) -> RowKind:
@@ -28,12 +30,14 @@ class Schedule:
 
     @property
     def batch_size(self) -> int:
-        """Global; never more than the rows there are, and a multiple of the workers."""
-        fits = min(self.stage.batch_size, self.n_rows)
-        size = fits - fits % self.workers
+        """Global; never more than the rows there are, and a multiple of the unit."""
+        fits, unit = min(self.stage.batch_size, self.n_rows), self.unit or self.workers
+        size = fits - fits % unit
         if size == 0:
             raise UserError(
-                f"stage {self.stage.name}: {self.n_rows} train rows cannot feed {self.workers} workers", "fewer workers"
+                f"stage {self.stage.name}: a batch of {fits} rows ({self.n_rows} are there, batch_size is "
+                f"{self.stage.batch_size}) is no multiple of {unit}: its workers would get unequal shares",
+                "fewer training.workers; training.min_workers should divide it",
             )
         return size
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
@@ -23,6 +24,10 @@ class TrainingSettings(Settings):
     """Ray Train workers and the DeepSpeed engine in each. `threads` are torch's per worker (0 = its CPUs, at least 1).
     `wait_s`: how long workers may wait for nodes that are still joining; minutes, where an autoscaler makes them.
 
+    `min_workers`: with fewer than `workers`, but at least so many, training goes on when nodes leave, and every
+    `resize_s` it looks for nodes to grow onto (0: the number of workers is fixed). `keep_checkpoints`: how many of the
+    newest stay. `checkpoint_every`: steps between two checkpoints, beside those at validations (0: none).
+
     These do not change what is computed beyond rounding, except `precision`."""
 
     workers: Positive = 1
@@ -35,7 +40,27 @@ class TrainingSettings(Settings):
     chunk: Annotated[int, Field(ge=0)] = 0
     wait_s: Annotated[float, Field(ge=0)] = 20.0
     max_failures: Annotated[int, Field(ge=0)] = 2
+    min_workers: Annotated[int, Field(ge=0)] = 0
+    resize_s: Annotated[float, Field(gt=0)] = 60.0
+    keep_checkpoints: Positive = 2
+    checkpoint_every: Annotated[int, Field(ge=0)] = 0
     valid_rows: Positive = 1024
+
+    @model_validator(mode="after")
+    def _can_shrink(self) -> TrainingSettings:
+        if self.min_workers > self.workers:
+            raise ValueError(f"min_workers={self.min_workers} is more than workers={self.workers}")
+        return self
+
+    @property
+    def fewest(self) -> int:
+        """With how many workers training still goes on."""
+        return self.min_workers or self.workers
+
+    @property
+    def batch_unit(self) -> int:
+        """What a global batch is a multiple of: most and fewest workers get equal shares of it."""
+        return math.lcm(self.workers, self.fewest)
 
 
 class StageSettings(Settings):

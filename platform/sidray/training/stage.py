@@ -21,7 +21,8 @@ VERSION = 3  # of a stage's result: raise it when the same settings would give o
 
 
 def run_stages(jobs: Sequence[StageJob], training: TrainingSettings) -> list[Summary]:
-    """Trains the stages one after the other in one worker group; a killed attempt resumes from its last checkpoint."""
+    """Trains the stages one after the other in one worker group; a killed attempt resumes from its newest whole
+    checkpoint."""
     import ray.train
 
     preflight(training)
@@ -40,17 +41,19 @@ def run_stages(jobs: Sequence[StageJob], training: TrainingSettings) -> list[Sum
 
 
 def _trainer(jobs: Sequence[StageJob], training: TrainingSettings, folder: str) -> Any:
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     resources = {"CPU": training.cpus_per_worker, "GPU": training.gpus_per_worker}
+    workers = (training.min_workers, training.workers) if training.min_workers else training.workers
     filesystem, path = storage.open_uri(folder)
     return TorchTrainer(
         train_stages,
         train_loop_config={"jobs": list(jobs), "notes": jobs[0].notes(folder)},
         torch_config=TorchConfig(backend="nccl" if training.gpus_per_worker else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=training.workers,
+            num_workers=workers,  # type: ignore[arg-type]  # Ray's types are those of Train V1
+            elastic_resize_monitor_interval_s=training.resize_s,  # type: ignore[call-arg]
             use_gpu=training.gpus_per_worker > 0,
             resources_per_worker={name: amount for name, amount in resources.items() if amount},
         ),
@@ -59,7 +62,6 @@ def _trainer(jobs: Sequence[StageJob], training: TrainingSettings, folder: str) 
             storage_path=path,
             storage_filesystem=filesystem,
             failure_config=FailureConfig(max_failures=training.max_failures),
-            checkpoint_config=CheckpointConfig(num_to_keep=1),
         ),
     )
 

@@ -1,7 +1,7 @@
 """The loop of every Ray Train worker: a DeepSpeed engine over the stage's steps, validation, checkpoints, resume.
 
-All ranks save their shard and report the checkpoint together; a restarted worker group loads the last one and reads
-exactly the rest of the plan.
+All ranks save their shard of a checkpoint; a restarted worker group, of whatever size, loads the newest whole one and
+reads exactly the rest of the plan.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from sidray import storage
+from sidray.cluster import DATA_TASK_CPUS
 from sidray.data.catalogue import Catalogue
 from sidray.data.stream import StepStream
 from sidray.models.fetch import Fetch
@@ -33,15 +33,21 @@ from sidray.progress import Notes
 from sidray.tasks.base import Rows
 from sidray.tasks.losses import rank, world_size
 from sidray.tokenizers.settings import TokenizerSettings
+from sidray.training.checkpoint import BEST, Checkpoints, Made, Restored
 from sidray.training.engine import full_state, make_engine
+from sidray.training.group import averaged, choose_device, takes_part
 from sidray.training.metrics import StageMetrics
 from sidray.training.module import StageModule, columns_of
 from sidray.training.new_tokens import start_sid_tokens, start_standards, start_visual_tokens
+from sidray.training.resume import TAG, is_resharded, resume
 from sidray.training.schedule import Schedule
-from sidray.training.settings import NoteTaskName, StageSettings, TaskName, TrainingSettings
+from sidray.training.settings import StageSettings, TrainingSettings
+from sidray.training.validation import score_of, validate
 
 TOWERS = "towers.safetensors"
 HISTORY = "history.json"
+CHECKPOINTS = "checkpoints"  # in the output while the stage runs
+PROGRESS = "progress.json"  # in each checkpoint
 
 
 @dataclass(frozen=True)
@@ -62,6 +68,9 @@ class StageJob:
         """Where rank 0 notes its progress for the driver."""
         return storage.join(folder, "progress.json")
 
+    def schedule(self, workers: int) -> Schedule:
+        return Schedule(self.stage, Catalogue.open(self.sources.catalogue), workers, self.training.batch_unit)
+
     def fetch(self, rows: Rows) -> Fetch | NoteFetch:
         stage = self.stage
         if rows == "pairs":
@@ -79,7 +88,7 @@ class StageJob:
 
 @dataclass
 class Progress:
-    """What survives a restart beside the engine. `best`: the best score so far; its towers are in the output."""
+    """What survives a restart beside the engine. `best`: the best score so far."""
 
     stage: str
     step: int = 0
@@ -96,29 +105,52 @@ def train_stages(config: Mapping[str, Any]) -> None:
     """One worker's part of the stages `jobs`, one after the other; what an earlier attempt finished is skipped."""
     jobs: Sequence[StageJob] = config["jobs"]
     _set_threads(jobs[0].training)
+    choose_device()
     notes = Notes(config["notes"]) if rank() == 0 else None
+    say: Callable[[str], object] = notes.say if notes is not None else lambda line: None
+    if not takes_part(math.gcd(*(job.schedule(world_size()).batch_size for job in jobs)), say):
+        return
     for job in jobs:
         if not storage.exists(storage.join(job.output, HISTORY)):
             train_stage(job, notes)
         torch.distributed.barrier()  # the next stage reads what rank 0 wrote
+        if rank() == 0:
+            storage.delete(storage.join(job.output, CHECKPOINTS))
 
 
 def train_stage(job: StageJob, notes: Notes | None) -> None:
-    """Trains from the last checkpoint, or from the start; rank 0 writes the best towers and the history."""
-    import ray.train
-
+    """Trains from the newest whole checkpoint, or from the start; rank 0 writes the best towers and the history."""
     started = time.perf_counter()
-    model = _start(job)
-    schedule = Schedule(job.stage, Catalogue.open(job.sources.catalogue), ray.train.get_context().get_world_size())
-    module = StageModule(model, job.stage, job.training.chunk)
-    engine = make_engine(module, job.stage, job.training, schedule.steps, schedule.batch_size, job.tokens.token_lr)
-    fetch = job.fetch(schedule.rows)
-    loop = StageLoop(job, engine, module, schedule, fetch, _restore(engine, job.stage.name), notes)
+
+    def say(line: str) -> None:
+        if notes is not None:
+            notes.say(f"{job.stage.name}: {line}")
+
+    stage, training, schedule = job.stage, job.training, job.schedule(world_size())
+    module = StageModule(_start(job), stage, training.chunk)
+    made = Made(world_size(), training.zero_stage, schedule.batch_size)
+    checkpoints = Checkpoints(storage.join(job.output, CHECKPOINTS), training.keep_checkpoints, made, say)
+    with checkpoints.newest() as found:
+        universal = found is not None and is_resharded(found)
+        rate = job.tokens.token_lr
+        engine = make_engine(module, stage, training, schedule.steps, schedule.batch_size, rate, universal)
+        progress = Progress(stage.name) if found is None else _resumed(engine, found)
+    if found is not None:
+        say(f"goes on from step {progress.step} of {schedule.steps} with {world_size()} workers")
+    loop = StageLoop(job, engine, module, schedule, progress, checkpoints, notes)
     loop.run()
-    loop.progress.wall_s += time.perf_counter() - started
-    if rank() == 0:  # last: it says that the stage is finished
-        storage.write_json(storage.join(job.output, HISTORY), loop.progress.__dict__)
+    checkpoints.close()
+    progress.wall_s += time.perf_counter() - started
+    if rank() == 0:
+        storage.copy(checkpoints.towers, storage.join(job.output, TOWERS))
+        storage.write_json(storage.join(job.output, HISTORY), progress.__dict__)  # last: the stage is finished
     engine.destroy()
+
+
+def _resumed(engine: Any, found: Restored) -> Progress:
+    """The engine goes back to the checkpoint; its progress."""
+    resume(engine, found)
+    return Progress(**json.loads((found.folder / PROGRESS).read_text()))
 
 
 def _start(job: StageJob) -> TrainedModel:
@@ -147,20 +179,23 @@ class StageLoop:
         engine: Any,
         module: StageModule,
         schedule: Schedule,
-        fetch: Fetch | NoteFetch,
         progress: Progress,
+        checkpoints: Checkpoints,
         notes: Notes | None,
     ) -> None:
         self.job, self.engine, self.module, self.schedule = job, engine, module, schedule
-        self.fetch, self.progress, self.notes = fetch, progress, notes
+        self.progress, self.checkpoints, self.notes = progress, checkpoints, notes
+        self.fetch = job.fetch(schedule.rows)
         self.metrics = StageMetrics(job.stage.name, leads=rank() == 0)
         rows = schedule.validation_rows(job.training.valid_rows, rank())
-        self.valid = _to(fetch(rows), engine.device) if len(rows) else {}
+        self.valid = _to(self.fetch(rows), engine.device) if len(rows) else {}
 
     def run(self) -> None:
         progress, schedule = self.progress, self.schedule
         stops = set(schedule.validation_steps())
-        stream = StepStream(schedule.positions(progress.step, rank()), self.fetch)
+        every = self.job.training.checkpoint_every or schedule.steps
+        positions = schedule.positions(progress.step, rank())
+        stream = StepStream(positions, self.fetch, num_cpus=_data_cpus(self.job.training))
         self.metrics.starts(progress.step, schedule.steps)
         started, waited = time.perf_counter(), 0.0
         for batch in stream:
@@ -169,11 +204,11 @@ class StageLoop:
             self._step(batch)
             local = schedule.batch_size // schedule.workers
             self.metrics.stepped(progress.step, local, stream.waited_s, progress.history[-1]["loss"])
-            if progress.step in stops:
+            if progress.step in stops or progress.step % every == 0:
                 progress.train_s += time.perf_counter() - started
                 progress.waited_s += stream.waited_s - waited
                 waited = stream.waited_s
-                self._validate_and_save()
+                self._save(better=progress.step in stops and self._validate())
                 started = time.perf_counter()
 
     def _step(self, batch: Mapping[str, Tensor]) -> None:
@@ -184,15 +219,13 @@ class StageLoop:
         self.engine.step()
         self.progress.step += 1
         self.progress.samples += self.schedule.batch_size
-        row = {"step": self.progress.step, **_averaged({"loss": loss.detach(), **metrics})}
+        row = {"step": self.progress.step, **averaged({"loss": loss.detach(), **metrics})}
         self.progress.history.append(row)
         if self.notes is not None:
             self.notes.write(self.job.stage.name, self.progress.step, self.schedule.steps)
 
-    def _validate_and_save(self) -> None:
-        """All ranks: held-out metrics, the best towers to the output, a checkpoint to resume from."""
-        import ray.train
-
+    def _validate(self) -> bool:
+        """All ranks: held-out metrics. Whether the towers are the best so far."""
         progress = self.progress
         local = self.schedule.batch_size // self.schedule.workers
         metrics = validate(self.module, self.valid, local) if self.valid else {}
@@ -201,18 +234,17 @@ class StageLoop:
             score = score_of(metrics, self.job.stage.tasks)
         progress.validation.append({"step": progress.step, "score": score, **metrics})
         better, progress.best = score > progress.best, max(score, progress.best)
-        state = full_state(self.module.model)
-        with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
-            self.engine.save_checkpoint(str(folder), tag="engine")  # every rank writes its shard
+        return better
+
+    def _save(self, better: bool) -> None:
+        """All ranks: a checkpoint to resume from, with the towers when they are the best so far."""
+        state = full_state(self.module.model) if better else {}
+        with self.checkpoints.writing(self.progress.step) as folder:
+            self.engine.save_checkpoint(str(folder), tag=TAG)  # every rank writes its shard
             if rank() == 0:
+                (folder / PROGRESS).write_text(json.dumps(self.progress.__dict__))
                 if better:
-                    with tempfile.TemporaryDirectory() as scratch:
-                        save_trained(state, Path(scratch) / TOWERS)
-                        storage.upload(Path(scratch) / TOWERS, storage.join(self.job.output, TOWERS))
-                (folder / HISTORY).write_text(json.dumps(progress.__dict__))
-            checkpoint = ray.train.Checkpoint.from_directory(str(folder))
-            ray.train.report({"score": score, "step": progress.step}, checkpoint=checkpoint)
+                    save_trained(state, folder.with_suffix(BEST))
 
 
 def _set_threads(training: TrainingSettings) -> None:
@@ -222,67 +254,15 @@ def _set_threads(training: TrainingSettings) -> None:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
-def _to(batch: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    return {name: value.to(device, non_blocking=True) for name, value in batch.items()}
-
-
-def _averaged(metrics: Mapping[str, Tensor]) -> dict[str, float]:
-    """Each metric's mean over the ranks."""
-    values = torch.stack([value.float() for value in metrics.values()])
-    if world_size() > 1:
-        torch.distributed.all_reduce(values)
-    return dict(zip(metrics, (values / world_size()).tolist(), strict=True))
-
-
-@torch.no_grad()
-def validate(module: StageModule, valid: Mapping[str, Tensor], batch_size: int) -> dict[str, float]:
-    """Held-out metrics of every task: contrastive ones over the whole pool of rows, generative ones batch by batch."""
-    found: dict[str, float] = {}
-    pooled = [task for task in module.tasks if task.contrastive]
-    module.eval()
-    chunk, module.chunk = module.chunk, module.chunk or 64
-    if pooled:
-        found |= _averaged(module.run(valid, pooled)[1])
-    rows = len(valid["item_row"])
-    for task in module.tasks:
-        if task not in pooled:
-            parts = [_averaged(module.run(_rows(valid, s, batch_size), [task])[1]) for s in range(0, rows, batch_size)]
-            found |= {name: sum(part[name] for part in parts) / len(parts) for name in parts[0]}
-    module.chunk = chunk
-    module.train()
-    return found
-
-
-def _rows(batch: Mapping[str, Tensor], start: int, size: int) -> dict[str, Tensor]:
-    """Rows start..start+size of every column; hard negatives have several rows for each."""
-    count = len(batch["item_row"])
-    out = {}
-    for name, value in batch.items():
-        times = len(value) // count
-        out[name] = value[start * times : (start + size) * times]
-    return out
-
-
-def score_of(metrics: Mapping[str, float], tasks: Mapping[TaskName | NoteTaskName, float]) -> float:
-    """What picks the best checkpoint: held-out R@10 of the contrastive tasks, else token accuracy, each task counted by
-    its weight in the loss."""
-    for metric in ("R@10", "token accuracy"):
-        found = {task: metrics[f"{task}/{metric}"] for task in tasks if f"{task}/{metric}" in metrics}
-        if found:
-            return sum(tasks[task] * value for task, value in found.items()) / sum(tasks[task] for task in found)
-    return 0.0
-
-
-def _restore(engine: Any, stage: str) -> Progress:
-    """The progress of the last checkpoint, if it is of this stage; the engine goes back to it."""
+def _data_cpus(training: TrainingSettings) -> float:
+    """Of each data task. Elastic workers may take every CPU of a cluster that shrank: then its tasks share theirs, for
+    else both would wait for each other for ever."""
     import ray.train
 
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
-        return Progress(stage)
-    with checkpoint.as_directory() as folder:
-        progress = Progress(**json.loads((Path(folder) / HISTORY).read_text()))
-        if progress.stage != stage:
-            return Progress(stage)
-        engine.load_checkpoint(folder, tag="engine")
-        return progress
+    workers = ray.train.get_context().get_world_size()
+    left = ray.cluster_resources().get("CPU", 0.0) - workers * training.cpus_per_worker
+    return DATA_TASK_CPUS if left >= DATA_TASK_CPUS else 0.0
+
+
+def _to(batch: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    return {name: value.to(device, non_blocking=True) for name, value in batch.items()}
