@@ -142,9 +142,9 @@ class Store:
                 inputs = {role: outputs.get(n.key) or self.output(n) for role, n in step.inputs.items()}
                 works.append(Work(output, inputs))
                 outputs[step.key] = output
-            self._run(chain, works)
+            self._run(chain, works, held)
 
-    def _run(self, chain: list[Step], works: list[Work]) -> None:
+    def _run(self, chain: list[Step], works: list[Work], held: list[Lease]) -> None:
         started = time.time()
         first = chain[0].run
         if isinstance(first, Chained):
@@ -152,8 +152,9 @@ class Store:
         else:
             summaries = [first(works[0])]
         elapsed = time.time() - started
-        for step, work, summary in zip(chain, works, summaries, strict=True):
+        for step, work, lease, summary in zip(chain, works, held, summaries, strict=True):
             seconds = summary.pop("seconds", elapsed)
+            lease.confirm()
             self._finish(step, work, summary, seconds)
 
     def _finish(self, step: Step, work: Work, summary: Summary, seconds: float) -> None:

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from sidray import storage
 from sidray.data.blocks import calm
+from sidray.datasets import open_dataset, write_dataset
 from sidray.embedding.settings import EmbeddingSettings
 from sidray.errors import root_user_error
 from sidray.metrics import counter, gauge
@@ -89,8 +89,6 @@ def _counted(step: str, total: int) -> Iterator[Callable[[int], None]]:
 
 def write_rows(uri: str, tables: Iterator[pa.Table]) -> int:
     """Streams the tables into a Lance dataset; returns the number of rows."""
-    import lance
-
     first = next(tables)
     count = 0
 
@@ -100,8 +98,7 @@ def write_rows(uri: str, tables: Iterator[pa.Table]) -> int:
             count += table.num_rows
             yield from table.to_batches()
 
-    with storage.write_errors(uri):
-        lance.write_dataset(pa.RecordBatchReader.from_batches(first.schema, batches()), storage.absolute(uri))
+    write_dataset(uri, pa.RecordBatchReader.from_batches(first.schema, batches()))
     return count
 
 
@@ -118,9 +115,7 @@ def vector_column(values: Any) -> pa.FixedSizeListArray:
 
 def read_vectors(uri: str, column: str, rows: Any = None) -> Any:
     """Column of fixed-size lists of a Lance dataset as an array [n, d]."""
-    import lance
-
-    dataset = lance.dataset(uri)
+    dataset = open_dataset(uri)
     table = dataset.to_table(columns=[column]) if rows is None else dataset.take(rows, columns=[column])
     chunks = table[column].combine_chunks()
     flat = chunks.flatten().to_numpy(zero_copy_only=False)
