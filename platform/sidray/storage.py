@@ -9,25 +9,30 @@ StorageError that names the URI; a file that is not there is a FileNotFoundError
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import os
+import random
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 
 from sidray.errors import StorageError, UserError
-from sidray.failures import is_unreachable, reason_of
+from sidray.failures import is_away, is_unreachable, reason_of
 
 ATTEMPTS = 8  # of a request to S3: with random waits of up to 1, 2, 4, ... 20 s between them, some 45 s and at most 71
 PROBES = 4  # of the first one, which tells a wrong address or name: 4 s
 TIMEOUT_S = 10.0  # without a byte of an answer
 RETRY_S = 20  # for which Lance repeats a request; to list a folder it does so six times
+REPEAT_S = 15.0  # for which `repeated` begins anew
+T = TypeVar("T")
 
 
 def open_uri(uri: str) -> tuple[pafs.FileSystem, str]:
@@ -167,6 +172,20 @@ def write_errors(uri: str) -> Iterator[None]:
         raise _told(uri, "write", error) from error
 
 
+def repeated(work: Callable[[], T]) -> T:
+    """Does work again that a library gave up at once although the storage may answer the next time: pyarrow the reading
+    of a small file when the error's text is longer than the file, Lance a commit whose connection was lost."""
+    until = time.monotonic() + REPEAT_S
+    for attempt in itertools.count():
+        try:
+            return work()
+        except OSError as error:
+            if not is_away(error) or time.monotonic() > until:
+                raise
+        time.sleep(random.random() * min(4.0, 0.5 * 2**attempt))
+    raise AssertionError
+
+
 def make_folder(uri: str) -> None:
     filesystem, path = open_uri(uri)
     with write_errors(uri):
@@ -185,8 +204,13 @@ def delete(uri: str) -> None:
 
 def read_bytes(uri: str) -> bytes:
     filesystem, path = open_uri(uri)
-    with read_errors(uri), filesystem.open_input_stream(path, compression=None) as stream:
-        return bytes(stream.read())
+
+    def read() -> bytes:
+        with filesystem.open_input_stream(path, compression=None) as stream:
+            return bytes(stream.read())
+
+    with read_errors(uri):
+        return repeated(read)
 
 
 def write_bytes(uri: str, data: bytes) -> None:
@@ -225,7 +249,7 @@ def copy(source: str, target: str) -> None:
     source_filesystem, source_path = open_uri(source)
     with write_errors(target):
         filesystem.create_dir(path, recursive=True)
-        pafs.copy_files(source_path, path, source_filesystem, filesystem)
+        repeated(lambda: pafs.copy_files(source_path, path, source_filesystem, filesystem))
 
 
 def local_copy(uri: str, folder: str | Path) -> Path:
@@ -237,7 +261,7 @@ def local_copy(uri: str, folder: str | Path) -> Path:
     with read_errors(uri):
         if filesystem.get_file_info(path).type == pafs.FileType.Directory:
             target.mkdir(parents=True, exist_ok=True)
-        pafs.copy_files(path, str(target), filesystem, pafs.LocalFileSystem())
+        repeated(lambda: pafs.copy_files(path, str(target), filesystem, pafs.LocalFileSystem()))
     return target
 
 

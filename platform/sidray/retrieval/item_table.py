@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sidray import storage
-from sidray.datasets import open_dataset, write_dataset
+from sidray.datasets import append_rows, open_dataset, write_dataset
 from sidray.errors import UserError, nearest
 from sidray.retrieval.shards import WHOLE, Shard
 
@@ -279,8 +279,9 @@ def _write(
             seq += batch.num_rows
 
     reader = pa.RecordBatchReader.from_batches(layout, completed())
-    mode = "create" if onto is None else "append"
-    return write_dataset(uri, reader, onto, mode=mode, max_rows_per_file=ROWS_PER_FILE)
+    if onto is None:
+        return write_dataset(uri, reader, ROWS_PER_FILE)
+    return append_rows(onto, reader, ROWS_PER_FILE)
 
 
 def _complete(batch: pa.RecordBatch, layout: pa.Schema, first_seq: int) -> pa.RecordBatch:
