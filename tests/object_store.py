@@ -28,10 +28,12 @@ ERRORS = {"slow down": (503, "SlowDown"), "internal": (500, "InternalError"), "f
 
 
 @contextmanager
-def moto_server() -> Iterator[str]:
-    """The URL of an empty S3. A process of its own: Ray's workers and this one wait for it, not for each other."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+def moto_server(url: str = "") -> Iterator[str]:
+    """An empty S3 at the URL, or at one of its own. A process of its own: whoever waits for it holds up nobody else."""
+    port = urlsplit(url).port
+    if port is None:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:

@@ -15,12 +15,11 @@ import tempfile
 
 from sidray.errors import MachineError, StorageError
 
-AGAIN = "then run the same command again: it continues where it stopped"
 _LOWER = (
     "lower what is in memory at once: embedding.batch_size or embedding.actors where a catalogue is encoded, a stage's "
     "batch_size or training.chunk (rows at once, from 0 = all) where it trains; or give the cluster more memory"
 )
-_OBJECT_STORE = re.compile(r"AWS Error|Generic (S3|GCS|MicrosoftAzure) error|\bBucket '|google::cloud")
+_OBJECT_STORE = re.compile(r"AWS Error|Generic \S+ error|error sending request|\bBucket '|google::cloud")
 _AWAY = "the storage does not answer, or with errors, and all attempts failed"
 _REASONS = (
     (
@@ -52,14 +51,14 @@ def failure_of(error: BaseException) -> MachineError | None:
     text, kind = str(error), type(error).__name__
     if kind in _MEMORY or (kind in _DIED and re.search(r"OOM|out of memory|memory", text)):
         what = "GPU memory" if "CUDA" in text else _MEMORY.get(kind, "memory")
-        return MachineError(f"out of {what}: {_first_line(text)}", f"{_LOWER}; {AGAIN}")
+        return MachineError(f"out of {what}: {_first_line(text)}", _LOWER)
     if kind == "OutOfDiskError" or is_full_disk(error):
         where = getattr(error, "filename", None) or _first_line(text)
-        remedy = f"free space; temporary files are in {tempfile.gettempdir()} (TMPDIR), Ray's in /tmp/ray; {AGAIN}"
+        remedy = f"free space; temporary files are in {tempfile.gettempdir()} (TMPDIR), Ray's in /tmp/ray"
         return MachineError(f"the disk is full: {where}", remedy)
     if isinstance(error, OSError | ValueError | RuntimeError) and _OBJECT_STORE.search(text):
         reason, remedy = reason_of(error)
-        return StorageError(f"{reason}: {_first_line(text)}", f"{remedy}; {AGAIN}")
+        return StorageError(f"{reason}: {_first_line(text)}", remedy)
     return None
 
 

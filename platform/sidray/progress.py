@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from tqdm import tqdm
@@ -55,7 +55,8 @@ class Notes:
         now = time.monotonic()
         if now - self._last > NOTE_EVERY_S or step == steps:
             self._last = now
-            storage.write_json(self.uri, {"name": name, "step": step, "steps": steps})
+            with suppress(OSError):  # training goes on without its bar
+                storage.write_json(self.uri, {"name": name, "step": step, "steps": steps})
 
 
 @contextmanager

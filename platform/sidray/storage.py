@@ -243,6 +243,20 @@ def upload(local: str | Path, uri: str) -> None:
         pafs.copy_files(str(local), path, pafs.LocalFileSystem(), filesystem)
 
 
+@contextmanager
+def local_folder_for(uri: str) -> Iterator[Path]:
+    """A local folder to write into: the URI's own, or one that is uploaded when the block ends well."""
+    with write_errors(uri):
+        if is_local(uri):
+            folder = Path(absolute(uri))
+            folder.mkdir(parents=True, exist_ok=True)
+            yield folder
+            return
+        with tempfile.TemporaryDirectory() as scratch:
+            yield Path(scratch)
+            upload(scratch, uri)
+
+
 def copy(source: str, target: str) -> None:
     """Copies a folder from one URI to another."""
     filesystem, path = open_uri(target)
