@@ -24,6 +24,7 @@ from sidray.errors import UserError
 HEARTBEAT_S = 30.0
 RETRY_S = 5.0  # after a heartbeat that failed
 EXPIRY_S = 120.0
+_held: set[str] = set()  # by this process: a lease of its own that it could not release, on a full disk, is not alive
 
 
 def _start_time(pid: int) -> str:
@@ -71,6 +72,8 @@ class Lease:
             return False
         if lease["host"] != socket.gethostname():
             return True
+        if lease["pid"] == os.getpid() and lease["started"] == _start_time(os.getpid()):
+            return lease["lease"] in _held
         return bool(_start_time(int(lease["pid"])) == lease["started"])
 
     def _write(self) -> None:
@@ -107,12 +110,14 @@ class Lease:
         now = self._read()
         if now is None or now["lease"] != self._mine:
             raise UserError(f"step {self.uri} was taken by another driver at the same moment", "run again")
+        _held.add(self._mine)
         self._thread.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
         self._stop.set()
         self._thread.join()
+        _held.discard(self._mine)
         with suppress(OSError):  # what the block did counts, or what it raised; the lease expires by itself
             last = self._read()
             if last is None or last["lease"] != self._mine:

@@ -56,6 +56,7 @@ def encode_rows(name: str, total: int, make: Callable[[], Encoder], settings: Em
         num_cpus=settings.cpus,
         num_gpus=settings.gpus or None,
         compute=ray.data.ActorPoolStrategy(size=settings.actors),
+        max_task_retries=3,  # of a batch: Ray's default repeats for ever one that needs more memory than there is
     )
     try:
         with progress(name, total) as advance, _counted(name, total) as count:
