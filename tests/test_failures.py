@@ -84,12 +84,10 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 def _quarantined(work: Work) -> None:
     with Quarantine(work.path("quarantine"), 0.0) as quarantine:
-        for start in range(0, 40):
-            value = [f"{start}-{n}-{'x' * 50}" for n in range(5_000)]
-            text = pa.array(
-                np.random.default_rng(start).bytes(60 * 5_000).hex()[n * 120 : n * 120 + 120] for n in range(5_000)
-            )
-            columns = [pa.array(value), pa.array(range(5_000)), text, text]
+        for seed in range(12):
+            noise = np.random.default_rng(seed).bytes(300_000).hex()
+            values = [noise[60 * n : 60 * n + 60] for n in range(10_000)]
+            columns = [["file"] * 10_000, range(10_000), values, ["bad"] * 10_000]
             quarantine.add("items", pa.table(columns, names=SCHEMA.names))
 
 
