@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests import object_store
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
@@ -15,6 +18,10 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+
+with socket.create_server(("127.0.0.1", 0)) as free:
+    S3_URL = f"http://127.0.0.1:{free.getsockname()[1]}"  # known before Ray starts, whose workers use it, too
+os.environ.update(object_store.environment(S3_URL))
 
 logging.raiseExceptions = False  # Ray's loggers keep the stderr of the test that ran first, which pytest has closed
 
@@ -38,6 +45,13 @@ def debug_run(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> st
 
     root = tmp_path_factory.mktemp("runs")
     return run_recipe("smgr-debug", [f"runs.root={root}"], say=lambda line: None).folder
+
+
+@pytest.fixture(scope="session")
+def bucket() -> Iterator[str]:
+    """The URI of a bucket of an S3 that all processes of the tests reach."""
+    with object_store.moto_server(S3_URL):
+        yield object_store.make_bucket(S3_URL, "shop")
 
 
 @pytest.fixture(scope="session")

@@ -24,6 +24,7 @@ _ENVIRONMENT = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",  # the bars of loading a file; long work has its own
+    "RAY_task_oom_retries": "3",  # Ray's default repeats for ever a task that needs more memory than there is
 }
 _LOCAL_ENVIRONMENT = {  # of a cluster that this process starts for itself: no preemption to watch, nobody to scrape
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",

@@ -6,7 +6,7 @@ raise UserError("items/part-0.parquet has no column 'title'", "add it, or name t
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 
 class UserError(Exception):
@@ -21,6 +21,14 @@ class UserError(Exception):
         return f"{self.problem}\n  remedy: {self.remedy}" if self.remedy else self.problem
 
 
+class MachineError(UserError):
+    """The machine failed the user: no memory, no disk, no storage. Once that is mended the same command continues."""
+
+
+class StorageError(MachineError, OSError):
+    """A storage that refuses or does not answer; an OSError to whoever can go on without it."""
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """' (did you mean X?)' for the known word closest to `word`, or '' when none is close."""
     close = difflib.get_close_matches(word, list(known), n=1)
@@ -28,7 +36,18 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 def root_user_error(error: BaseException) -> UserError | None:
-    """The UserError in the chain of causes of `error` (Ray wraps what a task raises), or None."""
+    """The UserError in the chain of causes of `error` (Ray wraps what a task raises); else the MachineError that
+    one of the causes means; or None."""
+    from sidray.failures import failure_of
+
+    causes = list(_causes(error))
+    told = (each for each in causes if isinstance(each, UserError) and not hasattr(each, "cause"))  # not Ray's wrapper
+    meant = (failure_of(each) for each in causes)
+    return next(told, None) or next((each for each in meant if each is not None), None)
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The error and all beneath it, each once."""
     seen: set[int] = set()
     todo: list[BaseException | None] = [error]
     while todo:
@@ -36,10 +55,8 @@ def root_user_error(error: BaseException) -> UserError | None:
         if current is None or id(current) in seen:
             continue
         seen.add(id(current))
-        if isinstance(current, UserError) and not hasattr(current, "cause"):  # Ray's wrapper is a UserError, too
-            return current
+        yield current
         todo += [current.__cause__, current.__context__, getattr(current, "cause", None)]
         worker_failures = getattr(current, "worker_failures", None)
         if isinstance(worker_failures, dict):  # ray.train.WorkerGroupError
             todo += [failure for failure in worker_failures.values() if isinstance(failure, BaseException)]
-    return None

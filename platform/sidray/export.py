@@ -30,16 +30,14 @@ from sidray.models.trained import TrainedModel, save_trained, trained_state
 
 def export(run: RunFolder, target: str) -> list[str]:
     """Writes the folders of the final model and returns their names. UserError when the target is not empty."""
-    folder = Path(target)
-    if folder.exists() and any(folder.iterdir()):
+    if storage.list_names(target):
         raise UserError(f"{target} is not empty", "give a new folder")
-    with storage.write_errors(target):
-        folder.mkdir(parents=True, exist_ok=True)
+    with storage.local_folder_for(target) as folder:
         if run.recipe.model.note is not None:
             _export_mlrm(NoteModel(run), run, folder)
         else:
             _export_towers(RunModel.load(run), run, folder)
-    return sorted(path.name for path in folder.iterdir())
+        return sorted(path.name for path in folder.iterdir())
 
 
 def _export_towers(model: RunModel, run: RunFolder, folder: Path) -> None:

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from tqdm import tqdm
@@ -58,12 +58,16 @@ class Notes:
         if now - self._last > NOTE_EVERY_S or step == steps:
             self._last = now
             self._note |= {"name": name, "step": step, "steps": steps}
-            storage.write_json(self.uri, self._note)
+            self._write()
 
     def say(self, line: str) -> None:
         """One line for the driver's log."""
         self._note["said"].append({"line": line, "time": time.time()})
-        storage.write_json(self.uri, self._note)
+        self._write()
+
+    def _write(self) -> None:
+        with suppress(OSError):  # training goes on without its bar
+            storage.write_json(self.uri, self._note)
 
 
 @contextmanager

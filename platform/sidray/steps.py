@@ -12,13 +12,14 @@ import hashlib
 import json
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 from sidray import storage
+from sidray.errors import MachineError, root_user_error
 from sidray.lease import Lease
 
 Summary = dict[str, Any]
@@ -142,18 +143,20 @@ class Store:
                 inputs = {role: outputs.get(n.key) or self.output(n) for role, n in step.inputs.items()}
                 works.append(Work(output, inputs))
                 outputs[step.key] = output
-            self._run(chain, works)
+            self._run(chain, works, held)
 
-    def _run(self, chain: list[Step], works: list[Work]) -> None:
+    def _run(self, chain: list[Step], works: list[Work], held: list[Lease]) -> None:
         started = time.time()
         first = chain[0].run
-        if isinstance(first, Chained):
-            summaries = first.together([step.run for step in chain], works)
-        else:
-            summaries = [first(works[0])]
+        with _named(chain):
+            if isinstance(first, Chained):
+                summaries = first.together([step.run for step in chain], works)
+            else:
+                summaries = [first(works[0])]
         elapsed = time.time() - started
-        for step, work, summary in zip(chain, works, summaries, strict=True):
+        for step, work, lease, summary in zip(chain, works, held, summaries, strict=True):
             seconds = summary.pop("seconds", elapsed)
+            lease.confirm()
             self._finish(step, work, summary, seconds)
 
     def _finish(self, step: Step, work: Work, summary: Summary, seconds: float) -> None:
@@ -171,6 +174,20 @@ class Store:
         }
         storage.write_json(storage.join(self._folder(step), "manifest.json"), manifest)
         self.say(f"{step.name}: done in {seconds:.1f} s{_brief(summary)}")
+
+
+@contextmanager
+def _named(chain: list[Step]) -> Iterator[None]:
+    """A failure of the machine says which step it ended."""
+    try:
+        yield
+    except Exception as error:
+        failure = root_user_error(error)
+        if not isinstance(failure, MachineError):
+            raise
+        names = ", ".join(step.name for step in chain)
+        remedy = f"{failure.remedy}; then run the same command again: it continues where it stopped"
+        raise type(failure)(f"step {names}: {failure.problem}", remedy) from error
 
 
 def _chain(pending: list[Step]) -> list[Step]:

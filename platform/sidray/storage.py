@@ -1,25 +1,38 @@
 """Files on any filesystem that pyarrow opens: a path, s3://, gs://. A URI is a string; `open_uri` resolves it.
 
 write_json("s3://bucket/runs/a/manifest.json", {"done": True});  read_json(...)
+
+Requests to an object store are repeated here and nowhere else: ours are all idempotent. What still fails is a
+StorageError that names the URI; a file that is not there is a FileNotFoundError.
 """
 
 from __future__ import annotations
 
-import errno
 import functools
+import itertools
 import json
 import os
+import random
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from sidray.errors import UserError
+from sidray.errors import StorageError, UserError
+from sidray.failures import is_away, is_unreachable, reason_of
+
+ATTEMPTS = 8  # of a request to S3: with random waits of up to 1, 2, 4, ... 20 s between them, some 45 s and at most 71
+PROBES = 4  # of the first one, which tells a wrong address or name: 4 s
+TIMEOUT_S = 10.0  # without a byte of an answer
+RETRY_S = 20  # for which Lance repeats a request; to list a folder it does so six times
+REPEAT_S = 15.0  # for which `repeated` begins anew
+T = TypeVar("T")
 
 
 def open_uri(uri: str) -> tuple[pafs.FileSystem, str]:
@@ -30,6 +43,8 @@ def open_uri(uri: str) -> tuple[pafs.FileSystem, str]:
         if "://" not in uri:
             return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(uri))
         return _remote(uri)
+    except UserError:
+        raise
     except (pa.ArrowInvalid, OSError, ValueError) as error:
         raise UserError(f"cannot open {uri}: {error}", "give a path or a URI such as s3://bucket/folder") from error
 
@@ -44,10 +59,45 @@ def _remote(uri: str) -> tuple[pafs.FileSystem, str]:
     return filesystem, bucket.rstrip("/") + parts.path.rstrip("/")
 
 
+class _S3(pafs.S3FileSystem):
+    """With our retries. pyarrow's pickle loses them: in another process it is opened anew."""
+
+    def __init__(self, uri: str, attempts: int, options: dict[str, Any]) -> None:
+        retries = pafs.AwsStandardS3RetryStrategy(max_attempts=attempts)
+        super().__init__(retry_strategy=retries, **{**options, "request_timeout": TIMEOUT_S})
+        self.uri = uri
+
+    def __reduce__(self) -> Any:
+        return _reopened, (self.uri,)
+
+
+def _reopened(uri: str) -> pafs.FileSystem:
+    return _bucket(uri)[0]
+
+
 @functools.lru_cache(maxsize=16)
 def _bucket(uri: str) -> tuple[pafs.FileSystem, str]:
-    filesystem, path = pafs.FileSystem.from_uri(uri)
-    return filesystem, str(path)
+    """Raises StorageError where nobody listens, UserError for a bucket of S3 that does not exist."""
+    found, path = pafs.FileSystem.from_uri(uri)
+    if not isinstance(found, pafs.S3FileSystem):
+        return found, str(path)
+    options = {**found.__reduce__()[1][0], "allow_delayed_open": True}  # a small file in one request, not in three
+    try:
+        info = _S3(uri, PROBES, options).get_file_info(path)
+    except OSError as error:
+        if is_unreachable(error):
+            raise _told(uri, "open", error) from error
+    else:
+        if info.type == pafs.FileType.NotFound and not options["allow_bucket_creation"]:
+            raise UserError(f"cannot open {uri}: the bucket does not exist", "make it, or mend its name")
+    return _S3(uri, ATTEMPTS, options), str(path)
+
+
+def lance_options(uri: str) -> dict[str, str] | None:
+    """The `storage_options` of a Lance dataset there: the same patience; all else it takes from the environment."""
+    if "://" not in uri:
+        return None
+    return {"client_max_retries": "100", "client_retry_timeout": str(RETRY_S)}
 
 
 def is_local(uri: str) -> bool:
@@ -70,43 +120,70 @@ def relative(uri: str, folder: str) -> str:
 
 def exists(uri: str) -> bool:
     filesystem, path = open_uri(uri)
-    return bool(filesystem.get_file_info(path).type != pafs.FileType.NotFound)
+    with read_errors(uri):
+        return bool(filesystem.get_file_info(path).type != pafs.FileType.NotFound)
 
 
 def list_names(uri: str) -> list[str]:
     """The names of the entries directly in the folder, sorted; [] when the folder does not exist."""
     filesystem, path = open_uri(uri)
-    infos = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
+    with read_errors(uri):
+        infos = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
     return sorted(info.base_name for info in infos)
 
 
 def size_of(uri: str) -> int:
     """Bytes of a file or of all files below a folder."""
     filesystem, path = open_uri(uri)
-    info = filesystem.get_file_info(path)
-    if info.type == pafs.FileType.File:
-        return int(info.size)
-    infos = filesystem.get_file_info(pafs.FileSelector(path, recursive=True, allow_not_found=True))
+    with read_errors(uri):
+        info = filesystem.get_file_info(path)
+        if info.type == pafs.FileType.File:
+            return int(info.size)
+        infos = filesystem.get_file_info(pafs.FileSelector(path, recursive=True, allow_not_found=True))
     return sum(int(info.size) for info in infos if info.type == pafs.FileType.File)
+
+
+def _told(uri: str, doing: str, error: OSError) -> StorageError:
+    reason, remedy = reason_of(error)
+    if doing == "write":
+        remedy = f"{remedy}, or choose another folder with runs.root=URI" if remedy else "choose another runs.root=URI"
+    return StorageError(f"cannot {doing} {uri}: {reason}", remedy)
+
+
+@contextmanager
+def read_errors(uri: str) -> Iterator[None]:
+    """Turns what keeps a file from being read into a StorageError that names it, unless there is no such file."""
+    try:
+        yield
+    except (UserError, FileNotFoundError):
+        raise
+    except OSError as error:
+        raise _told(uri, "read", error) from error
 
 
 @contextmanager
 def write_errors(uri: str) -> Iterator[None]:
-    """Turns a full disk, a read-only or an unwritable folder into a UserError that names it."""
+    """Turns a full disk, a read-only or an unwritable folder into a StorageError that names it."""
     try:
         yield
+    except UserError:
+        raise
     except OSError as error:
-        reason = os.strerror(error.errno) if error.errno else str(error)
-        remedy = f"{_WRITE_REMEDIES.get(error.errno, '')}choose another folder with runs.root=URI"
-        raise UserError(f"cannot write {uri}: {reason}", remedy) from error
+        raise _told(uri, "write", error) from error
 
 
-_WRITE_REMEDIES: dict[int | None, str] = {
-    errno.ENOSPC: "free space there, or ",
-    errno.EDQUOT: "free space in your quota, or ",
-    errno.EACCES: "allow this user to write there, or ",
-    errno.EPERM: "allow this user to write there, or ",
-}
+def repeated(work: Callable[[], T]) -> T:
+    """Does work again that a library gave up at once although the storage may answer the next time: pyarrow the reading
+    of a small file when the error's text is longer than the file, Lance a commit whose connection was lost."""
+    until = time.monotonic() + REPEAT_S
+    for attempt in itertools.count():
+        try:
+            return work()
+        except OSError as error:
+            if not is_away(error) or time.monotonic() > until:
+                raise
+        time.sleep(random.random() * min(4.0, 0.5 * 2**attempt))
+    raise AssertionError
 
 
 def make_folder(uri: str) -> None:
@@ -117,25 +194,32 @@ def make_folder(uri: str) -> None:
 
 def delete(uri: str) -> None:
     filesystem, path = open_uri(uri)
-    info = filesystem.get_file_info(path)
-    if info.type == pafs.FileType.Directory:
-        filesystem.delete_dir(path)
-    elif info.type == pafs.FileType.File:
-        filesystem.delete_file(path)
+    with write_errors(uri):
+        info = filesystem.get_file_info(path)
+        if info.type == pafs.FileType.Directory:
+            filesystem.delete_dir(path)
+        elif info.type == pafs.FileType.File:
+            filesystem.delete_file(path)
 
 
 def read_bytes(uri: str) -> bytes:
     filesystem, path = open_uri(uri)
-    with filesystem.open_input_stream(path, compression=None) as stream:
-        return bytes(stream.read())
+
+    def read() -> bytes:
+        with filesystem.open_input_stream(path, compression=None) as stream:
+            return bytes(stream.read())
+
+    with read_errors(uri):
+        return repeated(read)
 
 
 def write_bytes(uri: str, data: bytes) -> None:
     """Writes the whole file or nothing: locally through a rename, elsewhere object stores do so themselves."""
     filesystem, path = open_uri(uri)
     with write_errors(uri):
-        filesystem.create_dir(os.path.dirname(path), recursive=True)
         local = isinstance(filesystem, pafs.LocalFileSystem)
+        if local:  # object stores have no folders
+            filesystem.create_dir(os.path.dirname(path), recursive=True)
         target = f"{path}.{os.getpid()}.tmp" if local else path
         with filesystem.open_output_stream(target, compression=None) as stream:
             stream.write(data)
@@ -144,6 +228,11 @@ def write_bytes(uri: str, data: bytes) -> None:
 
 
 def read_json(uri: str) -> Any:
+    """ValueError for what is no JSON. pyarrow asks for an object's size, then for its bytes: of one that is replaced in
+    between it gives some too few or too many, so it is read again."""
+    for _ in range(2):
+        with suppress(ValueError):
+            return json.loads(read_bytes(uri))
     return json.loads(read_bytes(uri))
 
 
@@ -159,6 +248,20 @@ def upload(local: str | Path, uri: str) -> None:
         pafs.copy_files(str(local), path, pafs.LocalFileSystem(), filesystem)
 
 
+@contextmanager
+def local_folder_for(uri: str) -> Iterator[Path]:
+    """A local folder to write into: the URI's own, or one that is uploaded when the block ends well."""
+    with write_errors(uri):
+        if is_local(uri):
+            folder = Path(absolute(uri))
+            folder.mkdir(parents=True, exist_ok=True)
+            yield folder
+            return
+        with tempfile.TemporaryDirectory() as scratch:
+            yield Path(scratch)
+            upload(scratch, uri)
+
+
 def copy(source: str, target: str) -> None:
     """Copies a file or a folder from one URI to another."""
     filesystem, path = open_uri(target)
@@ -166,7 +269,7 @@ def copy(source: str, target: str) -> None:
     folder = source_filesystem.get_file_info(source_path).type == pafs.FileType.Directory
     with write_errors(target):
         filesystem.create_dir(path if folder else os.path.dirname(path), recursive=True)
-        pafs.copy_files(source_path, path, source_filesystem, filesystem)
+        repeated(lambda: pafs.copy_files(source_path, path, source_filesystem, filesystem))
 
 
 def local_copy(uri: str, folder: str | Path) -> Path:
@@ -175,9 +278,10 @@ def local_copy(uri: str, folder: str | Path) -> Path:
     if isinstance(filesystem, pafs.LocalFileSystem):
         return Path(path)
     target = Path(folder) / os.path.basename(path)
-    if filesystem.get_file_info(path).type == pafs.FileType.Directory:
-        target.mkdir(parents=True, exist_ok=True)
-    pafs.copy_files(path, str(target), filesystem, pafs.LocalFileSystem())
+    with read_errors(uri):
+        if filesystem.get_file_info(path).type == pafs.FileType.Directory:
+            target.mkdir(parents=True, exist_ok=True)
+        repeated(lambda: pafs.copy_files(path, str(target), filesystem, pafs.LocalFileSystem()))
     return target
 
 

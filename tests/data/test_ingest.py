@@ -123,7 +123,7 @@ def test_pictures_are_read_from_their_uris(tmp_path: Path) -> None:
     reasons = [row["reason"] for row in quarantined(tmp_path, "items")]
     assert reasons == [
         "image_uri: cannot be read (FileNotFoundError)",
-        "image_uri: the scheme of http:// cannot be read",
+        "image_uri: http:// cannot be opened",
         reasons[2],
     ]
     assert reasons[2].startswith("image_uri: cannot be read")

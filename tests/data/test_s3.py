@@ -1,12 +1,9 @@
-"""The same tables and the same catalogue on an object store (moto's S3 server, in this process)."""
+"""The same tables and the same catalogue on an object store."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pyarrow as pa
-import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 
@@ -15,30 +12,6 @@ from sidray.data.catalogue import Catalogue
 from sidray.data.ingest import ingest
 from sidray.data.settings import DataSettings
 from tests.data.makers import click_rows, item_rows, picture
-
-moto = pytest.importorskip("moto.server")
-
-
-@pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    environment = {
-        "AWS_ACCESS_KEY_ID": "key",
-        "AWS_SECRET_ACCESS_KEY": "secret",
-        "AWS_REGION": "us-east-1",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ALLOW_HTTP": "true",
-        "AWS_EC2_METADATA_DISABLED": "true",
-    }
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    store = pafs.S3FileSystem(endpoint_override=f"{host}:{port}", scheme="http", allow_bucket_creation=True)
-    store.create_dir("shop")
-    yield "s3://shop"
-    server.stop()
 
 
 @pytest.mark.usefixtures("without_ray")

@@ -13,13 +13,13 @@ from collections.abc import Iterable
 from functools import cached_property
 from typing import Any
 
-import lance
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from sidray import storage
+from sidray.datasets import open_dataset
 from sidray.errors import UserError
 
 Rows = npt.NDArray[np.int64]
@@ -138,7 +138,7 @@ class Catalogue:
 
     @cached_property
     def _items(self) -> Any:
-        return lance.dataset(storage.join(self.uri, "items.lance"))
+        return open_dataset(storage.join(self.uri, "items.lance"))
 
     @cached_property
     def _clicks(self) -> pa.Table:
@@ -153,7 +153,7 @@ class Catalogue:
     def _table(self, name: str) -> pa.Table:
         if not self.has(name):
             raise UserError(f"the catalogue has no {name}", f"set data.{name} to a table of the contract")
-        return lance.dataset(storage.join(self.uri, f"{name}.lance")).to_table()
+        return open_dataset(storage.join(self.uri, f"{name}.lance")).to_table()
 
 
 def _of_split(table: pa.Table, split: str) -> pa.Table:

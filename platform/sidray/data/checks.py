@@ -24,7 +24,8 @@ from sidray.data.contract import Mask, Reasons, blank, conform, source_names
 from sidray.data.images import check_image
 from sidray.data.settings import DataSettings
 from sidray.data.tables import TableFiles
-from sidray.errors import UserError
+from sidray.errors import StorageError, UserError
+from sidray.failures import is_away
 
 MAX_IMAGE_BYTES = 64 * 2**20  # of one picture that an image_uri names
 READ_THREADS = 8  # pictures read at once by one task
@@ -108,9 +109,13 @@ def _read_image(uri: str, table: TableFiles) -> bytes | str:
             if stream.size() > MAX_IMAGE_BYTES:
                 return f"image_uri: a file of more than {MAX_IMAGE_BYTES // 2**20} MiB"
             return bytes(stream.read())
+    except StorageError:
+        raise
     except UserError:
-        return f"image_uri: the scheme of {urlsplit(uri).scheme}:// cannot be read"
+        return f"image_uri: {urlsplit(uri).scheme}:// cannot be opened"
     except (OSError, pa.ArrowException, ValueError) as error:
+        if is_away(error):
+            raise
         return f"image_uri: cannot be read ({type(error).__name__})"
 
 

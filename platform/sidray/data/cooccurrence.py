@@ -35,14 +35,14 @@ def co_occurrence(events_uri: str, settings: CooccurrenceSettings) -> pa.Table:
     """item_row, related_row int64 and score float64, by item, the highest score first, of equal ones the smaller row.
 
     `events_uri`: a Lance table of user_id, item_row, action, ts; of equal times the table's order counts."""
-    import lance
     import ray.data
 
     from sidray.data.blocks import calm
+    from sidray.datasets import open_dataset
 
     actions = sorted({*settings.view_actions, *settings.click_actions})
     wanted = "action IN (" + ", ".join("'" + name.replace("'", "''") + "'" for name in actions) + ")"
-    buckets = -(-int(lance.dataset(events_uri).count_rows(wanted)) // BUCKET_EVENTS)
+    buckets = -(-int(open_dataset(events_uri).count_rows(wanted)) // BUCKET_EVENTS)
     if not buckets:
         return _table(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))
     columns, scan = ["user_id", "item_row", "action", "ts"], {"with_row_id": True}

@@ -11,18 +11,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-import lance
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray.data
+from ray.exceptions import RayError
 
-from sidray import storage
 from sidray.data.blocks import in_order
 from sidray.data.checks import check_items, item_schema, read_items
 from sidray.data.quarantine import Quarantine
 from sidray.data.settings import DataSettings
 from sidray.data.tables import TableFiles
+from sidray.datasets import write_dataset
 from sidray.errors import UserError, root_user_error
 
 MAX_READS = 1_000  # read tasks in all; each reads one unit or several, one after the other
@@ -46,12 +46,9 @@ def write_items(table: TableFiles, settings: DataSettings, uri: str, quarantine:
     stream = _ItemStream(table, settings, quarantine)
     reader = pa.RecordBatchReader.from_batches(item_schema(settings), stream.batches())
     try:
-        with storage.write_errors(uri):
-            lance.write_dataset(reader, storage.absolute(uri))
-    except Exception:
-        if stream.error is not None:  # Lance hides behind an OSError what its input raised
-            raise root_user_error(stream.error) or stream.error from None
-        raise
+        write_dataset(uri, reader)
+    except RayError as error:
+        raise (root_user_error(error) or error) from error
     quarantine.check("items", stream.rows)
     if not stream.index.row_of:
         raise UserError(f"data.items: {table.uri} holds no item", "give a table with at least one row")
@@ -64,19 +61,14 @@ class _ItemStream:
     def __init__(self, table: TableFiles, settings: DataSettings, quarantine: Quarantine) -> None:
         self.table, self.settings, self.quarantine = table, settings, quarantine
         self.limit = settings.limit or np.iinfo(np.int64).max
-        self.error: Exception | None = None
         self.rows = 0
         self.index = ItemIndex()
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        try:
-            for block in _checked_blocks(self.table, self.settings):
-                yield from self._keep(block).to_batches()
-                if len(self.index.row_of) >= self.limit:
-                    return
-        except Exception as error:
-            self.error = error
-            raise
+        for block in _checked_blocks(self.table, self.settings):
+            yield from self._keep(block).to_batches()
+            if len(self.index.row_of) >= self.limit:
+                return
 
     def _keep(self, block: pa.Table) -> pa.Table:
         """The rows of `block` that enter the catalogue: good, the first of their id, and within the limit."""

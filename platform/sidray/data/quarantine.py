@@ -37,10 +37,10 @@ class Quarantine:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for writer, stream in self._writers.values():
-            writer.close()
-            stream.close()
-        self._writers = {}
+        writers, self._writers = self._writers, {}
+        for table, (writer, stream) in writers.items():
+            with storage.write_errors(self.uri(table)), stream, writer:
+                pass
 
     def add(self, table: str, rows: pa.Table) -> None:
         """rows: columns as SCHEMA; row counts from 0 within the file, value is the row's item_id or query."""
@@ -48,12 +48,13 @@ class Quarantine:
             return
         self.counts.update(f"{table}: {reason}" for reason in rows["reason"].to_pylist())
         self._told.inc(rows.num_rows, {"table": table})
-        if table not in self._writers:
-            storage.make_folder(self.folder)
-            filesystem, path = storage.open_uri(self.uri(table))
-            stream = filesystem.open_output_stream(path)
-            self._writers[table] = (pq.ParquetWriter(stream, SCHEMA), stream)
-        self._writers[table][0].write_table(rows.select(SCHEMA.names).cast(SCHEMA))
+        with storage.write_errors(self.uri(table)):
+            if table not in self._writers:
+                storage.make_folder(self.folder)
+                filesystem, path = storage.open_uri(self.uri(table))
+                stream = filesystem.open_output_stream(path)
+                self._writers[table] = (pq.ParquetWriter(stream, SCHEMA), stream)
+            self._writers[table][0].write_table(rows.select(SCHEMA.names).cast(SCHEMA))
 
     def uri(self, table: str) -> str:
         return storage.join(self.folder, f"{table}.parquet")

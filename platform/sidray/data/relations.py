@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import Any
 
-import lance
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -28,6 +27,7 @@ from sidray.data.items import ItemIndex
 from sidray.data.quarantine import Quarantine
 from sidray.data.settings import SPLITS, DataSettings
 from sidray.data.tables import TableFiles
+from sidray.datasets import open_dataset, write_dataset
 
 Ints = npt.NDArray[np.int64]
 Rules = Callable[[pa.Table, Reasons], pa.Table]
@@ -45,7 +45,7 @@ class RelationWriter:
     @cached_property
     def item_partition(self) -> pa.ChunkedArray:
         """string [items]"""
-        return lance.dataset(self._uri("items")).to_table(columns=["partition"])["partition"]
+        return open_dataset(self._uri("items")).to_table(columns=["partition"])["partition"]
 
     @cached_property
     def partitions(self) -> list[str]:
@@ -152,9 +152,8 @@ class RelationWriter:
         stream = self._good(table, rules)
         first = next(stream)  # an empty table of the right columns
         batches = (batch for part in stream for batch in part.to_batches())
-        with storage.write_errors(self.output):
-            lance.write_dataset(pa.RecordBatchReader.from_batches(first.schema, batches), self._uri("events"))
-        return int(lance.dataset(self._uri("events")).count_rows())
+        write_dataset(self._uri("events"), pa.RecordBatchReader.from_batches(first.schema, batches))
+        return int(open_dataset(self._uri("events")).count_rows())
 
     def _derived_pairs(self) -> pa.Table:
         """Pairs by co-occurrence, and its scores."""
@@ -205,8 +204,7 @@ class RelationWriter:
         return rows
 
     def _store(self, name: str, table: pa.Table) -> None:
-        with storage.write_errors(self.output):
-            lance.write_dataset(table, self._uri(name))
+        write_dataset(self._uri(name), table)
 
     def _uri(self, name: str) -> str:
         return storage.join(self.output, f"{name}.lance")

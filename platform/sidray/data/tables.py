@@ -17,7 +17,9 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from sidray import storage
+from sidray.datasets import open_dataset
 from sidray.errors import UserError
+from sidray.failures import failure_of
 
 BATCH_BYTES = 2 * 2**20  # of the encoded rows that one batch holds, about
 MAX_BATCH_ROWS = 65_536
@@ -47,9 +49,7 @@ class TableFiles:
     def read(self, unit: Unit, columns: list[str]) -> Iterator[pa.RecordBatch]:
         """The unit's rows in order, a few MiB at a time. Columns that this file lacks are left out."""
         if self.lance:
-            import lance  # half of a task's start-up time: only where it is needed
-
-            fragment = next(f for f in lance.dataset(self.uri).get_fragments() if f.fragment_id == unit.group)
+            fragment = next(f for f in open_dataset(self.uri).get_fragments() if f.fragment_id == unit.group)
             present = [name for name in columns if name in fragment.schema.names]
             yield from fragment.to_batches(columns=present, batch_size=unit.batch_rows)
             return
@@ -91,11 +91,11 @@ def fingerprint(uri: str) -> str:
 
 
 def _open_lance(uri: str, name: str) -> TableFiles:
-    import lance
-
     uri = storage.absolute(uri)
     try:
-        dataset = lance.dataset(uri)
+        dataset = open_dataset(uri)
+    except UserError:
+        raise
     except (OSError, ValueError) as error:
         raise UserError(f"data.{name}: {uri} cannot be read as a Lance dataset: {error}", "write it anew") from error
     units, first = [], 0
@@ -117,7 +117,8 @@ def _footer(filesystem: pafs.FileSystem, file: str, name: str) -> pq.FileMetaDat
         with filesystem.open_input_file(file) as stream:
             return pq.read_metadata(stream)
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"data.{name}: {file} cannot be read as Parquet: {error}", "write the file anew") from error
+        unreadable = UserError(f"data.{name}: {file} cannot be read as Parquet: {error}", "write the file anew")
+        raise failure_of(error) or unreadable from error
 
 
 def _row_groups(file: str, footer: pq.FileMetaData) -> list[Unit]:

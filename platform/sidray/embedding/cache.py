@@ -13,13 +13,13 @@ import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import lance
 import numpy as np
 import pyarrow as pa
 import torch
 
 from sidray import storage
 from sidray.data.catalogue import Catalogue, Rows
+from sidray.datasets import open_dataset, write_dataset
 from sidray.embedding.pool import Encoder, encode_rows, vector_column, write_rows
 from sidray.embedding.settings import EmbeddingSettings
 from sidray.models.image import load_image_encoder
@@ -50,7 +50,7 @@ def text_cache(model: ModelSettings, settings: EmbeddingSettings, work: Work) ->
     items = _number(texts, _item_ids(catalogue, prompter))
     queries = _number(texts, _query_ids(catalogue, prompter))
     for name, rows in (("items", items), ("queries", queries)):
-        lance.write_dataset(pa.table({"text": rows}), storage.absolute(work.path(f"{name}.lance")))
+        write_dataset(work.path(f"{name}.lance"), pa.table({"text": rows}))
     _write_states(list(texts), "text-cache", model, settings, work)
     return {"texts": len(texts), "tokens": sum(map(len, texts))}
 
@@ -89,7 +89,7 @@ def note_cache(model: ModelSettings, style: PromptStyle, settings: EmbeddingSett
         prompts += map(tuple, catalogue_prompts(catalogue, prompter, rows, style))
     numbers = {text: number for number, text in enumerate(sorted(set(prompts), key=len))}  # by length: little padding
     index = pa.table({"text": pa.array([numbers[prompt] for prompt in prompts], pa.int64())})
-    lance.write_dataset(index, storage.absolute(work.path("items.lance")))
+    write_dataset(work.path("items.lance"), index)
     _write_states(list(numbers), f"note-cache-{style}", model, settings, work)
     return {"prompts": len(numbers), "tokens": sum(map(len, numbers))}
 
@@ -98,7 +98,7 @@ def _write_states(
     texts: Sequence[Sequence[int]], name: str, model: ModelSettings, settings: EmbeddingSettings, work: Work
 ) -> None:
     ids = pa.table({"ids": pa.array([list(text) for text in texts], pa.list_(pa.int32()))})
-    lance.write_dataset(ids, storage.absolute(work.path("ids.lance")))
+    write_dataset(work.path("ids.lance"), ids)
     make = functools.partial(
         _text_encoder, model, settings.precision, work.inputs["text-weights"], work.path("ids.lance")
     )
@@ -110,7 +110,7 @@ def _text_encoder(model: ModelSettings, precision: Precision, weights: str, ids_
     base = len_tokenizer(folder)
     text = for_inference(TextEncoder(load_lm(folder), model.text.frozen_layers, 0, with_frozen=True), precision)
     device = next(text.parameters()).device
-    dataset = lance.dataset(ids_uri)
+    dataset = open_dataset(ids_uri)
 
     def encode(rows: Any) -> pa.Table:
         ids = dataset.take(rows, columns=["ids"])["ids"].to_pylist()

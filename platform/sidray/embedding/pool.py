@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from sidray import storage
 from sidray.data.blocks import calm
+from sidray.datasets import open_dataset, write_dataset
 from sidray.embedding.settings import EmbeddingSettings
 from sidray.errors import UserError, root_user_error
 from sidray.metrics import counter, gauge
@@ -76,6 +76,7 @@ def encode_rows(
         num_cpus=settings.cpus,
         num_gpus=settings.gpus or None,
         compute=ray.data.ActorPoolStrategy(size=settings.actors),
+        max_task_retries=3,  # of a batch: Ray's default repeats for ever one that needs more memory than there is
     )
     try:
         with progress(name, total) as advance, _counted(name, total) as count:
@@ -124,8 +125,6 @@ class Cut:
 
 def write_rows(uri: str, tables: Iterator[pa.Table]) -> int:
     """Streams the tables into a Lance dataset; returns the number of rows."""
-    import lance
-
     first = next(tables)
     count = 0
 
@@ -135,8 +134,7 @@ def write_rows(uri: str, tables: Iterator[pa.Table]) -> int:
             count += table.num_rows
             yield from table.to_batches()
 
-    with storage.write_errors(uri):
-        lance.write_dataset(pa.RecordBatchReader.from_batches(first.schema, batches()), storage.absolute(uri))
+    write_dataset(uri, pa.RecordBatchReader.from_batches(first.schema, batches()))
     return count
 
 
@@ -153,9 +151,7 @@ def vector_column(values: Any) -> pa.FixedSizeListArray:
 
 def read_vectors(uri: str, column: str, rows: Any = None) -> Any:
     """Column of fixed-size lists of a Lance dataset as an array [n, d]."""
-    import lance
-
-    dataset = lance.dataset(uri)
+    dataset = open_dataset(uri)
     table = dataset.to_table(columns=[column]) if rows is None else dataset.take(rows, columns=[column])
     chunks = table[column].combine_chunks()
     flat = chunks.flatten().to_numpy(zero_copy_only=False)

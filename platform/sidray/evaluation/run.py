@@ -12,6 +12,7 @@ import numpy as np
 from sidray import storage
 from sidray.cluster import on_cluster
 from sidray.data.catalogue import Catalogue
+from sidray.datasets import open_dataset
 from sidray.embedding.embed import picture_sample
 from sidray.embedding.pool import read_vectors
 from sidray.evaluation.clicks import Clicks, Representation, Vectors, vector_ranks
@@ -76,9 +77,7 @@ def has_pictures(embed: str) -> bool:
     """Whether the embed step made vectors of pictures alone."""
     if storage.exists(storage.join(embed, "pictures.lance")):
         return True
-    import lance
-
-    return "picture" in lance.dataset(storage.join(embed, "items.lance")).schema.names
+    return "picture" in open_dataset(storage.join(embed, "items.lance")).schema.names
 
 
 def _save(clicks: Clicks, ranks: Ranks, name: str, settings: EvaluationSettings, work: Work) -> Summary:

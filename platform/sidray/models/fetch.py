@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sidray import storage
 from sidray.data.catalogue import Catalogue, Rows
+from sidray.datasets import open_dataset
 from sidray.models.inputs import (
     CachedTexts,
     ImageSource,
@@ -72,15 +73,11 @@ class Fetch:
 
     @cached_property
     def _sids(self) -> Any:
-        import lance
-
-        return lance.dataset(storage.join(str(self.sources.sids), "sids.lance"))
+        return open_dataset(storage.join(str(self.sources.sids), "sids.lance"))
 
     @cached_property
     def _negatives(self) -> Any:
-        import lance
-
-        return lance.dataset(storage.join(str(self.sources.negatives), "negatives.lance"))
+        return open_dataset(storage.join(str(self.sources.negatives), "negatives.lance"))
 
     @cached_property
     def _clicked(self) -> tuple[Rows, Rows]:

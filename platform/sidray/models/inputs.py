@@ -19,6 +19,7 @@ from torch import Tensor
 
 from sidray import storage
 from sidray.data.catalogue import Catalogue, Rows
+from sidray.datasets import open_dataset
 from sidray.models.prompts import Prompter
 
 NO_ROW = np.iinfo(np.int64).max
@@ -81,9 +82,7 @@ class StateCache:
 
     @cached_property
     def _texts(self) -> Any:
-        import lance
-
-        return lance.dataset(storage.join(self.uri, "texts.lance"))
+        return open_dataset(storage.join(self.uri, "texts.lance"))
 
     def take(self, texts: Rows) -> list[Segment]:
         """The texts of these numbers, repetitions allowed."""
@@ -97,9 +96,7 @@ class StateCache:
 
     def index(self, name: str) -> Rows:
         """The text of every row of `name`: items or queries."""
-        import lance
-
-        table = lance.dataset(storage.join(self.uri, f"{name}.lance")).to_table()
+        table = open_dataset(storage.join(self.uri, f"{name}.lance")).to_table()
         return np.asarray(table["text"].to_numpy())
 
 
@@ -182,9 +179,7 @@ class ImageSource:
     @cached_property
     def _features(self) -> Any:
         """The cached features: a small catalogue's whole table in memory, a large one's dataset on disk."""
-        import lance
-
-        dataset = lance.dataset(storage.join(str(self.cache), "features.lance"))
+        dataset = open_dataset(storage.join(str(self.cache), "features.lance"))
         bytes_per_row = 4 * dataset.schema.field("features").type.list_size
         if dataset.count_rows() * bytes_per_row > IN_MEMORY_BYTES:
             return dataset

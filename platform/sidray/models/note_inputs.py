@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sidray import storage
 from sidray.data.catalogue import Catalogue, Rows
+from sidray.datasets import open_dataset
 from sidray.models.inputs import Segment, StateCache, batch_of, padded_rows, pixels
 from sidray.models.mlrm import VISUAL, NoteInput
 from sidray.models.note_prompts import NotePrompter
@@ -87,9 +88,7 @@ class NoteFetch:
 
     @cached_property
     def _features(self) -> Any:
-        import lance
-
-        return lance.dataset(storage.join(str(self.sources.image_cache), "features.lance"))
+        return open_dataset(storage.join(str(self.sources.image_cache), "features.lance"))
 
     def __call__(self, positions: Rows) -> dict[str, Tensor]:
         rows = positions

@@ -75,15 +75,16 @@ class Collection:
         """The collection of a finished run; the first call makes it."""
         collection = cls(run.root, run.name, run.model_key)
         if not storage.exists(collection._pointer):
-            with Lease(collection.uri):
-                collection._create(run)
+            with Lease(collection.uri) as lease:
+                collection._create(run, lease)
         return collection
 
-    def _create(self, run: RunFolder) -> None:
+    def _create(self, run: RunFolder, lease: Lease) -> None:
         storage.delete(self.table)  # half a copy of an earlier attempt
         storage.copy(storage.join(run.output("table"), "items.lance"), self.table)
         folder = storage.relative(run.output("index"), self.root)
         version = int(item_table.open_version(self.table).version)
+        lease.confirm()
         self._point(Pointer(0, True, (Generation(run.steps["index"], folder, version),)))
         item_table.tag(self.table, run.steps["index"], version)
 
@@ -102,7 +103,7 @@ class Collection:
         cannot be read, or has another number of shards (0: as it has); then compacts the table. Keeps the last KEEP.
 
         Raises UserError when another process folds or rolls back."""
-        with Lease(self.uri, wait_s=WAIT_S):
+        with Lease(self.uri, wait_s=WAIT_S) as lease:
             pointer = self.pointer()
             if not pointer.settled:
                 raise UserError(f"a rollback of {self.uri} was interrupted", "run it again: sidray rollback RUN")
@@ -115,6 +116,7 @@ class Collection:
                 return current
             generation = self._build(version, known or [], shards)
             generations = (*pointer.generations, generation)
+            lease.confirm()
             self._point(Pointer(pointer.epoch, True, generations[-KEEP:]))
             item_table.compact(self.table, version)
             self._prune(generations[:-KEEP])

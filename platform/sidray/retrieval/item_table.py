@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sidray import storage
+from sidray.datasets import append_rows, open_dataset, write_dataset
 from sidray.errors import UserError, nearest
 from sidray.retrieval.shards import WHOLE, Shard
 
@@ -68,7 +69,7 @@ def create(
     layout = schema(dimension, text_columns)
     if _open(uri) is not None:
         raise UserError(f"item table {uri} exists", "append to it, or choose another folder")
-    return _write(uri, batches, layout, time.time_ns(), "create")
+    return _write(uri, None, batches, layout, time.time_ns())
 
 
 def append(uri: str, rows: pa.Table) -> int:
@@ -80,6 +81,7 @@ class ItemLog:
     """A writer that remembers the highest seq it has seen, so that an append reads only what others added."""
 
     def __init__(self, uri: str) -> None:
+        self.uri = uri
         self._dataset: Any = open_version(uri)
         self._seen: set[int] = set()  # ids of the fragments whose seqs are in _last
         self._last = 0
@@ -93,7 +95,7 @@ class ItemLog:
         if rows.num_rows == 0:
             return int(self._dataset.version)
         first, before = max(self._last + 1, time.time_ns()), self._dataset.version
-        self._dataset = _write(self._dataset, rows.to_batches(), self._dataset.schema, first, "append")
+        self._dataset = _write(self.uri, self._dataset, rows.to_batches(), self._dataset.schema, first)
         if self._dataset.version == before + 1:  # nothing came in between: there is no need to read what was written
             self._last = first + rows.num_rows - 1
             self._seen = {fragment.fragment_id for fragment in self._dataset.get_fragments()}
@@ -207,15 +209,11 @@ _KEY = ("item_id", "seq", "deleted", "partition")
 
 def _open(uri: str) -> lance.LanceDataset | None:
     try:
-        return lance.dataset(uri)
+        return open_dataset(uri)
     except ValueError as error:
         if "not found" in str(error).lower():
             return None
         raise
-    except OSError as error:
-        raise UserError(
-            f"cannot open item table {uri}: {str(error).splitlines()[0]}", "check the path and its credentials"
-        ) from error
 
 
 def _columns(dataset: lance.LanceDataset, columns: Sequence[str] | None) -> list[str]:
@@ -270,27 +268,20 @@ def _winners(keys: pa.Table, with_deleted: bool) -> Ints:
 
 
 def _write(
-    target: Any, batches: Iterable[pa.RecordBatch], layout: pa.Schema, first_seq: int, mode: str
+    uri: str, onto: Any, batches: Iterable[pa.RecordBatch], layout: pa.Schema, first_seq: int
 ) -> lance.LanceDataset:
-    """Streams the completed batches into one commit, seqs counting from `first_seq`."""
-
-    failed: list[Exception] = []  # Lance turns an error of the stream into text: the original is kept here
+    """Streams the completed batches into one commit, seqs counting from `first_seq`: a new table, or `onto` its end."""
 
     def completed() -> Iterator[pa.RecordBatch]:
         seq = first_seq
-        try:
-            for batch in batches:
-                yield _complete(batch, layout, seq)
-                seq += batch.num_rows
-        except Exception as error:
-            failed.append(error)
-            raise
+        for batch in batches:
+            yield _complete(batch, layout, seq)
+            seq += batch.num_rows
 
     reader = pa.RecordBatchReader.from_batches(layout, completed())
-    try:
-        return lance.write_dataset(reader, target, schema=layout, mode=mode, max_rows_per_file=ROWS_PER_FILE)
-    except OSError as error:
-        raise failed[0] if failed else error from None
+    if onto is None:
+        return write_dataset(uri, reader, ROWS_PER_FILE)
+    return append_rows(onto, reader, ROWS_PER_FILE)
 
 
 def _complete(batch: pa.RecordBatch, layout: pa.Schema, first_seq: int) -> pa.RecordBatch:

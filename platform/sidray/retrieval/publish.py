@@ -9,12 +9,12 @@ import hashlib
 import io
 from collections.abc import Iterator
 
-import lance
 import numpy as np
 import pyarrow as pa
 
 from sidray import storage
 from sidray.data.catalogue import Catalogue
+from sidray.datasets import open_dataset
 from sidray.embedding.pool import read_vectors
 from sidray.retrieval import index as index_module
 from sidray.retrieval import item_table
@@ -52,7 +52,7 @@ def publish_table(model_key: str, work: Work) -> Summary:
     """Inputs: catalogue, embed, and sids when the recipe has them."""
     catalogue = Catalogue.open(work.inputs["catalogue"])
     vectors = storage.join(work.inputs["embed"], "items.lance")
-    dimension = lance.dataset(vectors).schema.field("vector").type.list_size
+    dimension = open_dataset(vectors).schema.field("vector").type.list_size
     uri = work.path("items.lance")
     item_table.create(
         uri, _rows(catalogue, vectors, work.inputs.get("sids"), model_key), dimension, catalogue.text_fields
@@ -62,7 +62,7 @@ def publish_table(model_key: str, work: Work) -> Summary:
 
 def _rows(catalogue: Catalogue, vectors: str, sids: str | None, model_key: str) -> Iterator[pa.RecordBatch]:
     columns = ["item_id", "title", "partition", *catalogue.text_fields]
-    codes = lance.dataset(storage.join(sids, "sids.lance")) if sids else None
+    codes = open_dataset(storage.join(sids, "sids.lance")) if sids else None
     for start in range(0, catalogue.n_items, BATCH):
         rows = np.arange(start, min(start + BATCH, catalogue.n_items))
         table = catalogue.items(rows, [*columns, "image"])
@@ -88,6 +88,6 @@ def _rows(catalogue: Catalogue, vectors: str, sids: str | None, model_key: str) 
 def build_index(model_key: str, work: Work) -> Summary:
     """Inputs: table."""
     table = storage.join(work.inputs["table"], "items.lance")
-    version = int(lance.dataset(storage.absolute(table)).version)
+    version = int(open_dataset(table).version)
     manifest = index_module.build(item_table.indexed(table, version), work.output, version, model_key)
     return {"items": manifest.count, "partitions": len(manifest.partitions), "dimension": manifest.dimension}

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from sidray.errors import UserError
+from sidray.errors import StorageError, UserError
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class GroupCommit:
         try:
             version = await asyncio.get_running_loop().run_in_executor(self._executor, self._append, rows)
         except UserError as error:
-            if len(writes) == 1:
+            if len(writes) == 1 or isinstance(error, StorageError):
                 _fail(writes, error)
             else:
                 for write in writes:

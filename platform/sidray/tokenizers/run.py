@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from sidray import storage
 from sidray.data.catalogue import Catalogue, Rows
+from sidray.datasets import open_dataset
 from sidray.embedding.pool import Encoder, encode_rows, read_vectors, vector_column, write_rows
 from sidray.embedding.settings import EmbeddingSettings
 from sidray.errors import UserError
@@ -98,10 +99,8 @@ def sid_count(tokenizers: str | None) -> int:
 
 def assign(embedding: EmbeddingSettings, work: Work) -> Summary:
     """Inputs: tokenizers, embed."""
-    import lance
-
     items = storage.join(work.inputs["embed"], "items.lance")
-    total = lance.dataset(items).count_rows()
+    total = open_dataset(items).count_rows()
     make = functools.partial(_assigner, work.inputs["tokenizers"], items)
     count = write_rows(work.path("sids.lance"), encode_rows("sids", total, make, embedding))
     return {"items": count}
