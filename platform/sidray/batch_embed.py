@@ -69,6 +69,7 @@ def batch_embed(run: RunFolder, items: str, out: str, max_bad_fraction: float = 
         }
         manifest = {"run": run.uri, "variant": run.label, "model_key": run.model_key, "source": items, **counts}
         names = [parts.uri(shard).rsplit("/", 1)[1] for shard in range(shards)]
+        own.lease.confirm()
         storage.write_json(storage.join(out, "manifest.json"), {**manifest, "parts": names, "finished": time.time()})
         parts.delete_others()
     return {**counts, "out": parts.folder, "seconds": time.time() - started}
@@ -141,6 +142,7 @@ def _append(run: RunFolder, own: Attempt, collection: Collection) -> tuple[int, 
     for start in range(0, total, size):
         found = pa.concat_tables(tables.take(min(size, total - start)))
         new = found.filter(pc.is_valid(found["vector"])).drop_columns(["place", "refused"])
+        own.lease.confirm()
         log.append(new.combine_chunks())
         written += new.num_rows
         refused += _refused(found)

@@ -42,6 +42,7 @@ class Attempt:
     source: str
     catalogue: Catalogue
     max_bad_fraction: float
+    lease: Lease
 
     def check(self, refused: Refused) -> None:
         """Raises UserError when the encoder has refused too many."""
@@ -81,7 +82,7 @@ def attempt(run: RunFolder, items: str, folder: str, max_bad_fraction: float) ->
     identity = [settings.model_dump(exclude={"max_bad_fraction"}), fingerprint(items), run.model_key]
     name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
     note, work = storage.join(folder, "attempt.json"), storage.join(folder, "catalogue")
-    with Lease(folder):
+    with Lease(folder) as lease:
         left = storage.read_json(note) if storage.exists(note) else None
         if left is None or left["name"] != name:
             left = {"name": name, "number": Parts.last(storage.join(folder, "items.parquet")) + 1}
@@ -90,6 +91,6 @@ def attempt(run: RunFolder, items: str, folder: str, max_bad_fraction: float) ->
         if not storage.exists(storage.join(work, MANIFEST)):
             storage.delete(work)
             ingest(settings, work, wanted=None)
-        yield Attempt(folder, left["number"], items, Catalogue.open(work), max_bad_fraction)
+        yield Attempt(folder, left["number"], items, Catalogue.open(work), max_bad_fraction, lease)
         storage.delete(note)
         storage.delete(work)
