@@ -11,6 +11,8 @@ import sys
 import time
 from typing import Any
 
+import yaml
+
 from sidray.cluster import ray_cluster
 from sidray.finished import RunFolder
 from sidray.graph import build_graph
@@ -55,7 +57,7 @@ def slowed(step_s: float) -> Any:
 
 def main(run: str, role: str, step_s: str, *overrides: str) -> None:
     folder = RunFolder.open(run)
-    training = dict(each.split("=") for each in overrides)
+    training = yaml.safe_load("\n".join(each.replace("=", ": ") for each in overrides)) or {}
     if float(step_s):
         stage_module.train_stages = slowed(float(step_s))
     with ray_cluster():

@@ -206,7 +206,7 @@ def test_training_goes_on_without_a_node_and_grows_when_it_is_back(run: str, und
         "resize_s=2",
         f"max_failures={5 * KILLS}",
     )
-    with nodes() as (address, order), driver(run, EVEN, STEP_S, *elastic, address=address) as trained:
+    with nodes() as (address, order), driver(run, EVEN, 5 * STEP_S, *elastic, address=address) as trained:
         for turn in range(1, KILLS + 1):
             trained.next_checkpoint()
             order("kill")
