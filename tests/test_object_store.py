@@ -163,6 +163,7 @@ def test_a_lease_survives_failed_heartbeats_and_notices_its_loss(
         proxy.share = {"internal": 1.0}
         time.sleep(0.5)
         assert proxy.seen["internal"] > 1
+        monkeypatch.setattr(module, "HEARTBEAT_S", 600.0)  # one more heartbeat
         proxy.share = {}
         beat = storage.read_json(lease.uri)["heartbeat"]
         until = time.monotonic() + 10
