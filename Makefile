@@ -25,7 +25,7 @@ test: $(VENV)/.installed-dev
 chaos: $(VENV)/.installed-dev  ## kill -9 of replicas under load, 20 times each, of workers, nodes, drivers and a machine; 2,000 hostile requests to every route
 	SIDRAY_KILLS=20 SIDRAY_FUZZ=2000 $(BIN)/pytest -m '' --timeout=3600 tests/serving/test_faults.py tests/serving/test_fuzz.py \
 		tests/serving/test_restart.py tests/training/test_stage.py tests/training/test_survival.py tests/test_object_store.py \
-		tests/test_survival.py tests/embedding/test_batch_embed.py
+		tests/test_survival.py tests/embedding
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -70,6 +70,7 @@ def test_rows_that_fail_together_alone_are_too_many(ray_session: None) -> None:
         encoded(encoder, [1, 2, 3, 4])
 
 
+@pytest.mark.slow
 def test_an_encoder_that_dies_before_it_encodes_anything_is_not_started_for_ever(ray_session: None) -> None:
     import ray
 
