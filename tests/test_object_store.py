@@ -58,7 +58,7 @@ def test_a_fifth_of_the_requests_may_fail(proxy: FlakyProxy) -> None:
     for n in range(3):
         uri = f"s3://flaky/run/{n}"
         storage.write_json(f"{uri}/small.json", {"n": n})
-        for _ in range(15):
+        for _ in range(6):
             assert storage.read_json(f"{uri}/small.json") == {"n": n}  # shorter than the text of an error
         write_dataset(f"{uri}/rows.lance", rows, rows_per_file=5_000)
         dataset = open_dataset(f"{uri}/rows.lance")
