@@ -37,7 +37,7 @@ def encode_items(
     import ray
 
     job = _Job(run, catalogue, ray.put(known), Suspects.start(), for_table)
-    return encode_rows("embed", rows, functools.partial(_NewItems, job), run.recipe.embedding)
+    return encode_rows("embed", rows, functools.partial(_NewItems, job), run.recipe.embedding, retries=-1)
 
 
 @dataclass(frozen=True)

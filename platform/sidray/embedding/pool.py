@@ -55,9 +55,10 @@ class _Actor:
 
 
 def encode_rows(
-    name: str, rows: int | Rows, make: Callable[[], Encoder], settings: EmbeddingSettings
+    name: str, rows: int | Rows, make: Callable[[], Encoder], settings: EmbeddingSettings, retries: int = 3
 ) -> Iterator[pa.Table]:
     """Tables of the encoder for these rows (a number: 0..rows-1), in that order; `name` is what the progress shows.
+    `retries` of a batch whose actor dies, -1 for any number: one that needs more memory than there is kills for ever.
 
     A UserError of an actor comes out as itself."""
     import ray.data
@@ -76,7 +77,7 @@ def encode_rows(
         num_cpus=settings.cpus,
         num_gpus=settings.gpus or None,
         compute=ray.data.ActorPoolStrategy(size=settings.actors),
-        max_task_retries=3,  # of a batch: Ray's default repeats for ever one that needs more memory than there is
+        max_task_retries=retries,
     )
     try:
         with progress(name, total) as advance, _counted(name, total) as count:
