@@ -68,7 +68,8 @@ def test_search_equals_brute_force(
     titles = [[f"title {n}" if n >= 0 else None for n in row] for row in wanted_rows]
     found = [[index.fields([row])[0]["title"] if row >= 0 else None for row in line] for line in rows]
     sure = alone(top_k(query_vecs, vectors, k + 1, inside, np.ones(queries, int))[0])
-    assert np.array(found, object)[sure].tolist() == np.array(titles, object)[sure].tolist()
+    ours, theirs = (np.array(lines, object).reshape(sure.shape) for lines in (found, titles))
+    assert ours[sure].tolist() == theirs[sure].tolist()
     assert all(len(set(line.tolist()) - {-1}) == np.count_nonzero(line >= 0) for line in rows)
     np.testing.assert_allclose(scores, wanted_scores, atol=1e-6)
     assert scores.shape == rows.shape == (queries, k)
