@@ -41,7 +41,7 @@ def make(folder: Path, vectors: np.ndarray, partitions: list[str]) -> Partitione
 
 
 def alone(scores: np.ndarray) -> np.ndarray:
-    """[q, k] of scores [q, k + 1]: whether no other is within the rounding of float32, so that the row is determined."""
+    """[q, k] of scores [q, k + 1]: whether no other is within the rounding of float32, and the row so determined."""
     with np.errstate(invalid="ignore"):
         gaps = ~(-np.diff(scores, axis=1) < 1e-6)  # of two that are missing there is none
     return np.asarray(gaps & np.concatenate([np.ones((len(gaps), 1), bool), gaps[:, :-1]], axis=1))
