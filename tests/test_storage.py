@@ -44,3 +44,11 @@ def test_a_remote_folder_becomes_a_local_one(tmp_path: Path, monkeypatch: pytest
     copied = storage.local_copy("mock://bucket/run", tmp_path)
     assert (copied / "a").read_text() == "a"
     assert (copied / "sub" / "b").read_text() == "sub/b"
+
+
+def test_an_error_names_the_uri_without_its_secret() -> None:
+    assert storage.shown("s3://AKIA:se%2Fcret@bucket/a@b?region=x") == "s3://bucket/a@b?region=x"
+    assert storage.shown("/a@b/c") == "/a@b/c"
+    with pytest.raises(UserError, match="cannot open what://bucket/x") as raised:
+        storage.open_uri("what://key:secret@bucket/x")
+    assert "secret" not in str(raised.value)

@@ -46,7 +46,10 @@ def open_uri(uri: str) -> tuple[pafs.FileSystem, str]:
     except UserError:
         raise
     except (pa.ArrowInvalid, OSError, ValueError) as error:
-        raise UserError(f"cannot open {uri}: {error}", "give a path or a URI such as s3://bucket/folder") from error
+        reason = str(error).replace(uri, shown(uri))
+        raise UserError(
+            f"cannot open {shown(uri)}: {reason}", "give a path or a URI such as s3://bucket/folder"
+        ) from error
 
 
 def _remote(uri: str) -> tuple[pafs.FileSystem, str]:
@@ -89,7 +92,7 @@ def _bucket(uri: str) -> tuple[pafs.FileSystem, str]:
             raise _told(uri, "open", error) from error
     else:
         if info.type == pafs.FileType.NotFound and not options["allow_bucket_creation"]:
-            raise UserError(f"cannot open {uri}: the bucket does not exist", "make it, or mend its name")
+            raise UserError(f"cannot open {shown(uri)}: the bucket does not exist", "make it, or mend its name")
     return _S3(uri, ATTEMPTS, options), str(path)
 
 
@@ -98,6 +101,13 @@ def lance_options(uri: str) -> dict[str, str] | None:
     if "://" not in uri:
         return None
     return {"client_max_retries": "100", "client_retry_timeout": str(RETRY_S)}
+
+
+def shown(uri: str) -> str:
+    """The URI for people: without the key and the secret that it may hold."""
+    scheme, found, rest = uri.partition("://")
+    place, slash, path = rest.partition("/")
+    return f"{scheme}{found}{place.rpartition('@')[2]}{slash}{path}" if found else uri
 
 
 def is_local(uri: str) -> bool:
@@ -147,7 +157,7 @@ def _told(uri: str, doing: str, error: OSError) -> StorageError:
     reason, remedy = reason_of(error)
     if doing == "write":
         remedy = f"{remedy}, or choose another folder with runs.root=URI" if remedy else "choose another runs.root=URI"
-    return StorageError(f"cannot {doing} {uri}: {reason}", remedy)
+    return StorageError(f"cannot {doing} {shown(uri)}: {reason}", remedy)
 
 
 @contextmanager
