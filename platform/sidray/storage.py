@@ -46,7 +46,8 @@ def open_uri(uri: str) -> tuple[pafs.FileSystem, str]:
     except UserError:
         raise
     except (pa.ArrowInvalid, OSError, ValueError) as error:
-        reason = str(error).replace(uri, shown(uri))
+        secret = uri.partition("://")[2].partition("/")[0].rpartition("@")[0]
+        reason = str(error).replace(f"{secret}@", "")
         raise UserError(
             f"cannot open {shown(uri)}: {reason}", "give a path or a URI such as s3://bucket/folder"
         ) from error

@@ -18,7 +18,6 @@ from sidray import storage
 from sidray.errors import UserError
 from sidray.training.checkpoint import BEST, MANIFEST, Checkpoints, Made
 from sidray.training.scratch import Scratch
-from tests.data.test_s3 import bucket  # noqa: F401
 
 MADE = Made(world=1, zero_stage=0, batch_size=32)
 
@@ -186,7 +185,7 @@ def test_the_local_copy_of_a_killed_process_is_deleted_by_the_next(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_object_store_keeps_them_as_a_disk_does(bucket: str) -> None:  # noqa: F811
+def test_an_object_store_keeps_them_as_a_disk_does(bucket: str) -> None:
     uri = f"{bucket}/checkpoints"
     checkpoints = Checkpoints(uri, 2, MADE, print)
     save(checkpoints, 3, 6, 9, best=3)
