@@ -26,6 +26,7 @@ ENV PATH=/opt/sidray/bin:$PATH PYTHONUNBUFFERED=1 RAY_USAGE_STATS_ENABLED=0
 # What sidray.cluster sets for a cluster that it starts itself: quiet libraries; large tensors keep their pages.
 ENV DS_ACCELERATOR=cpu \
     RAY_DATA_DISABLE_PROGRESS_BARS=1 \
+    RAY_task_oom_retries=3 \
     TOKENIZERS_PARALLELISM=false \
     HF_HUB_DISABLE_PROGRESS_BARS=1 \
     MALLOC_MMAP_MAX_=0 \

@@ -24,6 +24,7 @@ COPY serve /app/serve
 ENV PATH=/opt/sidray/bin:$PATH PYTHONUNBUFFERED=1 RAY_USAGE_STATS_ENABLED=0
 # DS_ACCELERATOR is not set: DeepSpeed finds the GPU.
 ENV RAY_DATA_DISABLE_PROGRESS_BARS=1 \
+    RAY_task_oom_retries=3 \
     TOKENIZERS_PARALLELISM=false \
     HF_HUB_DISABLE_PROGRESS_BARS=1 \
     MALLOC_MMAP_MAX_=0 \
