@@ -226,7 +226,8 @@ def test_a_table_in_a_bucket_is_embedded_into_another_folder(run: RunFolder) -> 
     pq.write_table(items, out)
     storage.write_bytes(f"{run.root}/in/items.parquet", out.getvalue().to_pybytes())
     summary = batch_embed(run, f"{run.root}/in/items.parquet", f"{run.root}/embedded", max_bad_fraction=0.0)
-    got = pq.read_table(pa.BufferReader(storage.read_bytes(summary["out"])))
+    filesystem, folder = storage.open_uri(summary["out"])
+    got = pq.read_table(folder, filesystem=filesystem)
     assert got["item_id"].to_pylist() == items["item_id"].to_pylist()
     assert set(got["model_key"].to_pylist()) == {run.model_key}
 
@@ -234,7 +235,7 @@ def test_a_table_in_a_bucket_is_embedded_into_another_folder(run: RunFolder) -> 
 @pytest.mark.ray
 def test_a_collection_in_a_bucket_is_written_folded_and_taken_back(run: RunFolder) -> None:
     collection = Collection.of(run)
-    first = collection.pointer().current
+    first = collection.fold()  # of what others wrote to the run that is shared
     follower = Follower(collection, poll_s=60.0)
     count = follower.view.count
     gone = item_table.current(collection.table, columns=["item_id"])["item_id"][0].as_py()

@@ -201,3 +201,28 @@ def test_an_object_store_keeps_them_as_a_disk_does(bucket: str) -> None:
         assert found is not None
         assert found.manifest.step == 6
     assert said == [f"checkpoint {names[-1]} is torn: engine/shard.pt has 17 bytes of 17000; the one before is used"]
+
+
+def test_what_another_rank_has_sent_already_is_not_superfluous(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoints = checkpoints_at(tmp_path, keep=1)
+    with checkpoints.writing(1) as folder:
+        (folder / "shard.pt").write_bytes(b"mine")
+    checkpoints._wait()
+    (first,) = (path.name for path in tmp_path.iterdir())
+    there: list[str] = []
+    upload = storage.upload
+
+    def watched(local: Path, uri: str) -> None:
+        there.extend(storage.list_names(uri))
+        upload(local, uri)
+
+    monkeypatch.setattr(storage, "upload", watched)
+    with checkpoints.writing(2) as folder:
+        (folder / "shard.pt").write_bytes(b"mine")
+        other = tmp_path / folder.name / "other.pt"
+        other.parent.mkdir()
+        other.write_bytes(b"of a rank that was faster")
+    checkpoints.close()
+    assert there == [first, other.parent.name]  # the whole one stays until the next is whole
+    assert other.exists()
+    assert [path.name for path in tmp_path.iterdir()] == [other.parent.name]

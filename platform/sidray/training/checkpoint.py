@@ -116,7 +116,7 @@ class Checkpoints:
 
     def _send(self, root: Scratch, name: str, manifest: Manifest | None) -> None:
         if manifest is not None:
-            self._prune()
+            self._prune(sending=name)
         storage.upload(root.path, self.uri)
         if manifest is not None:
             storage.write_json(storage.join(self.uri, name, MANIFEST), asdict(manifest))
@@ -140,11 +140,12 @@ class Checkpoints:
         """Oldest first."""
         return [name for name in storage.list_names(self.uri) if not name.endswith(BEST)]
 
-    def _prune(self) -> None:
-        """On rank 0, when all that are there are whole or known as torn."""
-        kept = [name for name in self._names() if name not in self._torn][-self.keep :]
+    def _prune(self, sending: str = "") -> None:
+        """On rank 0: all that are there are whole or known as torn, but the one that the ranks are `sending`."""
+        there = [name for name in storage.list_names(self.uri) if not sending or not name.startswith(sending)]
+        kept = [name for name in there if not name.endswith(BEST) and name not in self._torn][-self.keep :]
         used = {towers for name in kept for towers in self._towers_of(name)}
-        for name in storage.list_names(self.uri):
+        for name in there:
             if name not in kept and name not in used:
                 storage.delete(storage.join(self.uri, name))
 
