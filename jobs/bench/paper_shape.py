@@ -18,8 +18,8 @@ import torch
 from transformers import AutoModel, AutoModelForCausalLM, CLIPVisionConfig, LlamaConfig
 
 from sidray.config import build, load_yaml
-from sidray.models.image import VisionTower
-from sidray.models.mlrm import VISUAL, Mlrm, NoteInput, Vision
+from sidray.models.image import Vision, VisionTower
+from sidray.models.mlrm import VISUAL, Mlrm, NoteInput
 from sidray.models.settings import ModelSettings
 from sidray.models.text import TextEncoder
 from sidray.models.towers import ImageInput, TextInput
