@@ -26,6 +26,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.ray]
 KILLS = int(os.environ.get("SIDRAY_KILLS", "1"))
 NODE = {"num_cpus": 3, "object_store_memory": 150 * 2**20}
 END_S = 900  # of a disturbed run
+RESTING = {"ray::IDLE", "ray::DashboardAgent", "ray::RuntimeEnvAgent"}
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +71,7 @@ class Disturbed:
         own = [node.all_processes["raylet"][0].process.pid for node in self._nodes.worker_nodes]
         below = [process for pid in own for process in psutil.Process(pid).children(recursive=True)]
         named = [(process, (process.cmdline() or [""])[0]) for process in below]
-        at_work = [(process, name) for process, name in named if name.startswith("ray::") and "IDLE" not in name]
+        at_work = [(process, name) for process, name in named if name.startswith("ray::") and name not in RESTING]
         if not at_work:
             return "none was at work"
         process, name = at_work[self._random.integers(len(at_work))]
