@@ -30,6 +30,7 @@ from sidray.cluster import prepare_environment
 from sidray.storage import list_names
 
 NODE_CPUS, MAX_NODES = 2, 5
+HEAD = "ray.head.default"  # the autoscaler expects this name
 IDLE_S = 15
 GONE_S = 240  # at most, until the last node is gone
 HEAD_ID = "fffffffffffffffffffffffffffffffffffffffffffffffffff00000"  # what the provider calls the head
@@ -49,7 +50,7 @@ def configuration(gcs: str) -> dict[str, Any]:
     worker = {"CPU": NODE_CPUS, "object_store_memory": 150 * 2**20}
     types = {
         "worker": {"resources": worker, "node_config": {}, "min_workers": 0, "max_workers": MAX_NODES},
-        "head": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+        HEAD: {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
     }
     commands = ("initialization", "setup", "head_setup", "worker_setup", "head_start_ray", "worker_start_ray")
     return {
@@ -65,7 +66,7 @@ def configuration(gcs: str) -> dict[str, Any]:
             "disable_launch_config_check": True,
         },
         "available_node_types": types,
-        "head_node_type": "head",
+        "head_node_type": HEAD,
         "max_workers": MAX_NODES,
         "idle_timeout_minutes": IDLE_S / 60,
         "upscaling_speed": 1.0,
