@@ -33,4 +33,3 @@ def _quieten() -> None:
     logging.getLogger("ray.data._internal.execution").setLevel(logging.WARNING)
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns that its bars are off
     warnings.filterwarnings("ignore", message="lance is not fork-safe")
-    warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")  # Ray names no other way to these

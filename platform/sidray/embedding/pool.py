@@ -6,6 +6,7 @@ Cut(tables).take(100)                                         # the next 100 row
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -69,16 +70,18 @@ def encode_rows(
     blocks = max(1, -(-total // (4 * settings.batch_size)))
     dataset = ray.data.from_arrow(pa.table({"row": chosen})).repartition(blocks)
     calm(dataset)
-    encoded = dataset.map_batches(
-        _Actor,
-        fn_constructor_args=(make, max(1, int(settings.cpus))),
-        batch_format="pyarrow",
-        batch_size=settings.batch_size,
-        num_cpus=settings.cpus,
-        num_gpus=settings.gpus or None,
-        compute=ray.data.ActorPoolStrategy(size=settings.actors),
-        max_task_retries=retries,
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="`ray_remote_args`")  # it names no other way to these retries
+        encoded = dataset.map_batches(
+            _Actor,
+            fn_constructor_args=(make, max(1, int(settings.cpus))),
+            batch_format="pyarrow",
+            batch_size=settings.batch_size,
+            num_cpus=settings.cpus,
+            num_gpus=settings.gpus or None,
+            compute=ray.data.ActorPoolStrategy(size=settings.actors),
+            max_task_retries=retries,
+        )
     try:
         with progress(name, total) as advance, _counted(name, total) as count:
             tables: Any = encoded.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
