@@ -173,10 +173,11 @@ def _store_mib() -> float:
 
 def phases(samples: Sequence[Sample]) -> dict[str, tuple[float, float]]:
     """Phase -> its seconds and CPU seconds."""
-    found = {}
-    ends = [max((n for n, each in enumerate(samples) if each.phase == name), default=0) for name in PHASES]
-    for name, (first, last) in zip(PHASES, pairwise([0, *ends]), strict=True):
+    found, first = {}, 0
+    for name in PHASES:
+        last = max((n for n, each in enumerate(samples) if each.phase == name), default=first)
         found[name] = (samples[last].at - samples[first].at, samples[last].cpu_s - samples[first].cpu_s)
+        first = last
     return found
 
 
