@@ -79,7 +79,8 @@ def attempt(run: RunFolder, items: str, folder: str, max_bad_fraction: float) ->
         max_bad_fraction=max_bad_fraction,
     )
     open_table(items, "items")  # a table that is none is told before anything is written
-    identity = [settings.model_dump(exclude={"max_bad_fraction"}), fingerprint(items), run.model_key]
+    shard_rows = run.recipe.embedding.shard_rows  # parts of another size are not its own
+    identity = [settings.model_dump(exclude={"max_bad_fraction"}), fingerprint(items), run.model_key, shard_rows]
     name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
     note, work = storage.join(folder, "attempt.json"), storage.join(folder, "catalogue")
     with Lease(folder) as lease:
