@@ -116,18 +116,18 @@ def test_a_stopped_call_goes_on_at_the_first_part_that_is_missing(
     assert len(written(out)) == 40
 
 
-def test_parts_of_another_size_belong_to_another_attempt(run: RunFolder, tmp_path: Path) -> None:
-    """Without Ray: the catalogue is not made."""
+def test_parts_of_another_size_belong_to_another_attempt(
+    run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attempt_module, "ingest", interrupted)  # as soon as the attempt is noted
     pq.write_table(items_of(run, 3), tmp_path / "items.parquet")
-    numbers = []
+    notes = []
     for size in (16, 16, 10):
         sized = with_pool(run, [f"embedding.shard_rows={size}"])
-        with pytest.raises(KeyboardInterrupt), pytest.MonkeyPatch.context() as patch:
-            patch.setattr(attempt_module, "ingest", interrupted)
-            with attempt_module.attempt(sized, str(tmp_path / "items.parquet"), str(tmp_path / "out"), 0.0):
-                pass
-        numbers.append(storage.read_json(str(tmp_path / "out" / "attempt.json")))
-    assert numbers[0] == numbers[1] != numbers[2]
+        with pytest.raises(KeyboardInterrupt):
+            batch_embed(sized, str(tmp_path / "items.parquet"), str(tmp_path / "out"))
+        notes.append(storage.read_json(str(tmp_path / "out" / "attempt.json")))
+    assert notes[0] == notes[1] != notes[2]
 
 
 def interrupted(*given: Any, **named: Any) -> None:
