@@ -33,6 +33,7 @@ from sidray import storage
 from sidray.errors import UserError, nearest
 from sidray.retrieval.coarse import KS, Lists, cut, search_range
 from sidray.retrieval.exact import Floats, Ints, unit
+from sidray.retrieval.spill import large
 from sidray.retrieval.staging import sha256, stage
 
 FORMAT = 3
@@ -247,29 +248,28 @@ def _write(
     """The files of an index in a local folder."""
     partition = pc.fill_null(table["partition"], "")
     table = table.set_column(table.schema.get_field_index("partition"), "partition", partition)
-    order = pc.sort_indices(table, sort_keys=[("partition", "ascending"), ("item_id", "ascending")])  # [N]
-    fields = [name for name in table.column_names if name not in _NO_FIELDS]
-    items = _as_large(table.select(fields)).take(order).combine_chunks()
-    by_id = pc.sort_indices(items["item_id"])
-    _refuse_duplicates(items["item_id"].take(by_id))
+    order = pc.sort_indices(table, sort_keys=[("partition", "ascending"), ("item_id", "ascending")]).to_numpy()  # [N]
+    place = np.empty(len(order), np.int64)
+    place[order] = np.arange(len(order))  # of every row of the table
+    by_id = pc.sort_indices(table["item_id"]).to_numpy()
+    _refuse_duplicates(table["item_id"], by_id)
     dimension = table.schema.field("vector").type.list_size
-    _write_vectors(table, order.to_numpy(), dimension, folder / _VECTORS)
+    _write_vectors(table, place, dimension, folder / _VECTORS)
     sizes = dict.fromkeys(known, 0) | {
-        each["values"]: each["counts"] for each in pc.value_counts(items["partition"]).to_pylist()
+        each["values"]: each["counts"] for each in pc.value_counts(table["partition"]).to_pylist()
     }
     partitions = sorted(sizes, key=str.encode)  # as the rows are
     offsets = [0, *np.cumsum([sizes[name] for name in partitions], dtype=np.int64).tolist()]
-    order, probes = _write_lists(folder, dict(zip(partitions, pairwise(offsets), strict=True)), ivf_above)
-    with pa.OSFile(str(folder / _ITEMS), "wb") as sink, pa.ipc.new_file(sink, items.schema) as writer:
-        writer.write_table(items.take(order).combine_chunks())
-    np.save(folder / _BY_ID, np.argsort(order)[by_id.to_numpy()], allow_pickle=False)
+    listed, probes = _write_lists(folder, dict(zip(partitions, pairwise(offsets), strict=True)), ivf_above)
+    _write_items(table, order[listed], folder / _ITEMS)
+    np.save(folder / _BY_ID, np.argsort(listed)[place[by_id]], allow_pickle=False)
     manifest = Manifest(
         format=FORMAT,
         table_version=table_version,
         model_key=model_key,
         metric="cosine",
         dimension=dimension,
-        count=len(items),
+        count=len(table),
         partitions=partitions,
         offsets=offsets,
         probes=probes,
@@ -279,11 +279,17 @@ def _write(
     return manifest
 
 
-def _write_vectors(table: pa.Table, order: Ints, dimension: int, path: Path) -> None:
-    """Unit vectors [N, d], each written to its place in `order`, a block at a time."""
-    place = np.empty(len(order), np.int64)
-    place[order] = np.arange(len(order))
-    target = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(len(order), dimension))
+def _write_items(table: pa.Table, order: Ints, path: Path) -> None:
+    """The fields of the items in this order, as one batch."""
+    fields = table.select([name for name in table.column_names if name not in _NO_FIELDS])
+    fields = fields.cast(large(fields.schema)).take(order).combine_chunks()
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, fields.schema) as writer:
+        writer.write_table(fields)
+
+
+def _write_vectors(table: pa.Table, place: Ints, dimension: int, path: Path) -> None:
+    """Unit vectors [N, d], each written to its place, a block at a time."""
+    target = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(len(place), dimension))
     start = 0
     for batch in table.select(["item_id", "vector"]).to_batches(max_chunksize=_BLOCK):
         vectors = batch.column("vector").flatten().to_numpy().reshape(-1, dimension)
@@ -324,18 +330,14 @@ def _reorder(path: Path, order: Ints) -> None:
     os.replace(moved, path)
 
 
-def _as_large(table: pa.Table) -> pa.Table:
-    """Strings with 64-bit offsets, so that a column of any size is one piece."""
-    layout = [(f.name, pa.large_string() if pa.types.is_string(f.type) else f.type) for f in table.schema]
-    return table.cast(pa.schema(layout))
-
-
-def _refuse_duplicates(ids: pa.ChunkedArray) -> None:
-    """`ids` are sorted."""
-    same = pc.equal(ids.slice(1), ids.slice(0, max(0, len(ids) - 1)))
-    if pc.any(same).as_py():
-        item_id = ids.slice(1).filter(same)[0].as_py()
-        raise UserError(f"item {item_id!r} occurs twice", "give the current rows of the item table, one for each item")
+def _refuse_duplicates(ids: pa.ChunkedArray, ascending: Ints) -> None:
+    """`ascending`: the places of the ids in their order."""
+    for start in range(0, len(ids), _BLOCK):
+        block = ids.take(pa.array(ascending[start : start + _BLOCK + 1]))  # one over, to meet the next block
+        same = pc.equal(block.slice(1), block.slice(0, max(0, len(block) - 1)))
+        if pc.any(same).as_py():
+            item_id = block.slice(1).filter(same)[0].as_py()
+            raise UserError(f"item {item_id!r} occurs twice", "give the current rows of the item table, one for each")
 
 
 def read_manifest(folder: str) -> Manifest:

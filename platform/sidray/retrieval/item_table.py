@@ -25,6 +25,7 @@ from sidray import storage
 from sidray.datasets import append_rows, open_dataset, write_dataset
 from sidray.errors import UserError, nearest
 from sidray.retrieval.shards import WHOLE, Shard
+from sidray.retrieval.spill import spilled
 
 Ints = npt.NDArray[np.int64]
 
@@ -140,28 +141,28 @@ def latest(uri: str, version: int, columns: Sequence[str]) -> pa.Table:
     return _latest(uri, version, columns, with_deleted=True)
 
 
-def _latest(
-    uri: str, version: int | None, columns: Sequence[str] | None, with_deleted: bool, shard: Shard = WHOLE
-) -> pa.Table:
+def _latest(uri: str, version: int | None, columns: Sequence[str] | None, with_deleted: bool) -> pa.Table:
     dataset = open_version(uri, version)
     fragments = dataset.get_fragments()
-    keys = _keys(dataset, fragments)
-    winners = _winners(keys, with_deleted)
-    if shard != WHOLE:
-        winners = winners[_inside(keys["partition"], shard)[winners]]
-    wanted = [name for name in columns if name != POSITION] if columns is not None else None
-    table = _fetch(dataset, fragments, winners, _columns(dataset, wanted))
-    return table.append_column(POSITION, pa.array(winners)) if columns is not None and POSITION in columns else table
+    winners = _winners(_keys(dataset, fragments), with_deleted)
+    wanted = _columns(dataset, columns)
+    return pa.Table.from_batches(_fetch(dataset, fragments, winners, wanted), schema=_layout(dataset, wanted))
 
 
 def indexed(uri: str, version: int | None = None, shard: Shard = WHOLE) -> pa.Table:
     """`current` in the partitions of a shard, with what an index keeps: identity, place, SIDs, vector, the catalogue's
     own text columns, `seq`, and `position`: the row's number in the table at this version, by which its picture is
-    fetched."""
-    names = open_version(uri, version).schema.names
-    own = [name for name in names if name not in schema(1).names]
+    fetched. Its rows are on disk (spill.py): vectors of millions of items are never all in memory."""
+    dataset = open_version(uri, version)
+    fragments = dataset.get_fragments()
+    keys = _keys(dataset, fragments)
+    winners = _winners(keys, with_deleted=False)
+    if shard != WHOLE:
+        winners = winners[_inside(keys["partition"], shard)[winners]]
+    del keys
+    own = [name for name in dataset.schema.names if name not in schema(1).names]
     columns = ["item_id", "title", "partition", "sids", *own, "seq", POSITION, "vector", "model_key"]
-    return _latest(uri, version, columns, with_deleted=False, shard=shard)
+    return spilled(_fetch(dataset, fragments, winners, columns), _layout(dataset, columns))
 
 
 def tag(uri: str, name: str, version: int) -> None:
@@ -221,11 +222,16 @@ def _columns(dataset: lance.LanceDataset, columns: Sequence[str] | None) -> list
     if columns is None:
         return names
     for name in columns:
-        if name not in names:
+        if name not in (*names, POSITION):
             raise UserError(
                 f"the item table has no column {name!r}{nearest(name, names)}", f"columns: {', '.join(names)}"
             )
     return list(columns)
+
+
+def _layout(dataset: lance.LanceDataset, columns: Sequence[str]) -> pa.Schema:
+    position = pa.field(POSITION, pa.int64())
+    return pa.schema([position if name == POSITION else dataset.schema.field(name) for name in columns])
 
 
 def _keys(dataset: lance.LanceDataset, fragments: list[Any]) -> pa.Table:
@@ -236,16 +242,21 @@ def _keys(dataset: lance.LanceDataset, fragments: list[Any]) -> pa.Table:
     return scanner.to_table()
 
 
-def _fetch(dataset: lance.LanceDataset, fragments: list[Any], positions: Ints, columns: list[str]) -> pa.Table:
+def _fetch(
+    dataset: lance.LanceDataset, fragments: list[Any], positions: Ints, columns: list[str]
+) -> Iterator[pa.RecordBatch]:
     """The rows at these ascending positions of the fragments; the rest is dropped batch by batch."""
-    start, kept = 0, []
-    if len(positions):
-        for batch in dataset.scanner(columns=columns, fragments=fragments, scan_in_order=True).to_batches():
-            low, high = np.searchsorted(positions, [start, start + batch.num_rows])
-            if high > low:
-                kept.append(batch.take(pa.array(positions[low:high] - start)))
-            start += batch.num_rows
-    return pa.Table.from_batches(kept, schema=pa.schema([dataset.schema.field(name) for name in columns]))
+    if not len(positions):
+        return
+    start, layout, stored = 0, _layout(dataset, columns), [name for name in columns if name != POSITION]
+    for batch in dataset.scanner(columns=stored, fragments=fragments, scan_in_order=True).to_batches():
+        low, high = np.searchsorted(positions, [start, start + batch.num_rows])
+        if high > low:
+            found = batch.take(pa.array(positions[low:high] - start))
+            if POSITION in columns:
+                found = found.append_column(POSITION, pa.array(positions[low:high]))
+            yield found.select(layout.names)
+        start += batch.num_rows
 
 
 def _inside(partitions: pa.ChunkedArray, shard: Shard) -> npt.NDArray[np.bool_]:
