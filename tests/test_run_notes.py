@@ -43,6 +43,7 @@ from sidray.show import show
 from sidray.steps import Store, Work
 from sidray.training import stage as stage_module
 from sidray.training import worker
+from sidray.training.record import Record
 
 pytestmark = pytest.mark.ray
 
@@ -213,7 +214,7 @@ def again(recipe: Recipe, root: str, folder: Path) -> list[dict[str, float]]:
     step = build_graph(recipe)["stage-note2note"]
     folder.mkdir()
     step.run(Work(str(folder), {name: store.ensure(needed) for name, needed in step.inputs.items()}))
-    return list(storage.read_json(str(folder / "history.json"))["history"])
+    return Record.read(str(folder)).steps
 
 
 def losses(history: list[dict[str, float]]) -> list[float]:
@@ -243,14 +244,15 @@ def killed_at(step: int, flag: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
     assert flag.exists()
 
 
-def test_a_killed_worker_and_zero_3_end_with_the_same_losses(
+def test_a_killed_worker_and_zero_3_on_the_host_end_with_the_same_losses(
     run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """ZeRO-3 killed after its first checkpoint, against ZeRO-0 undisturbed: dropout is drawn as it would have been."""
+    """ZeRO-3 with everything offloaded and killed after its first checkpoint, against ZeRO-0 undisturbed: dropout is
+    drawn as it would have been."""
     recipe = load_recipe("notellm2-debug", [])[0].with_seeds()[0]
-    undisturbed = storage.read_json(storage.join(run.output("stage-note2note"), "history.json"))["history"]
+    undisturbed = Record.read(run.output("stage-note2note")).steps
     stage = recipe.stages[0].model_copy(update={"validations": 2})  # a checkpoint after step 3 of 6
-    training = recipe.training.model_copy(update={"zero_stage": 3})
+    training = recipe.training.model_copy(update={"zero_stage": 3, "offload": "parameters"})
     recipe = recipe.model_copy(update={"stages": [stage], "training": training})
     with killed_at(5, tmp_path / "killed", monkeypatch):
         history = again(recipe, run.root, tmp_path / "out")

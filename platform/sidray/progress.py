@@ -1,7 +1,7 @@
 """Progress of long work: a bar on a terminal, a line every half minute in a log.
 
 with progress("embed", total) as advance: advance(128)
-with follow(uri): ...        # shows what a worker notes, `Notes(uri)`: write(name, step, steps), say(line)
+with follow(uri): ...        # shows what a worker notes, `Notes(uri)`: write(name, step, steps, told), say(line)
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, Protocol
 
 from tqdm import tqdm
 
@@ -21,25 +21,34 @@ LINE_EVERY_S = 30.0
 NOTE_EVERY_S = 2.0
 
 
-@contextmanager
-def progress(name: str, total: int) -> Iterator[Callable[[int], object]]:
-    """Gives a function that takes how much more is done."""
-    if sys.stderr.isatty():
-        with tqdm(total=total, desc=name, leave=False, file=sys.stderr) as bar:
-            yield bar.update
-        return
-    done, started, shown = 0, time.monotonic(), time.monotonic()
+class Advance(Protocol):
+    def __call__(self, count: int, told: str = "", /) -> object:
+        """`count` more are done; `told` is shown beside the bar."""
 
-    def advance(count: int) -> None:
-        nonlocal done, shown
-        done += count
+
+@contextmanager
+def progress(name: str, total: int, done: int = 0) -> Iterator[Advance]:
+    """Gives a function that takes how much more is done, where `done` were before."""
+    if sys.stderr.isatty():
+        with tqdm(total=total, initial=done, desc=name, leave=False, file=sys.stderr) as bar:
+
+            def move(count: int, told: str = "") -> None:
+                bar.set_postfix_str(told, refresh=False)
+                bar.update(count)
+
+            yield move
+        return
+    at, started, shown = done, time.monotonic(), time.monotonic()
+
+    def advance(count: int, told: str = "") -> None:
+        nonlocal at, shown
+        at += count
         now = time.monotonic()
-        if now - shown > LINE_EVERY_S and done:
+        if now - shown > LINE_EVERY_S and at > done:
             shown = now
-            left = (now - started) / done * (total - done)
-            print(
-                f"  {name}: {done}/{total} ({100 * done / total:.0f} %), {left:.0f} s left", file=sys.stderr, flush=True
-            )
+            rate = (at - done) / (now - started)
+            line = f"  {name}: {at}/{total} ({100 * at / total:.0f} %), {rate:.3g}/s, {(total - at) / rate:.0f} s left"
+            print(f"{line}; {told}" if told else line, file=sys.stderr, flush=True)
 
     yield advance
 
@@ -53,11 +62,12 @@ class Notes:
         self._last = 0.0
         self._note: dict[str, Any] = {"said": []}
 
-    def write(self, name: str, step: int, steps: int) -> None:
+    def write(self, name: str, step: int, steps: int, told: str) -> None:
+        """`told`: how it goes, in words."""
         now = time.monotonic()
         if now - self._last > NOTE_EVERY_S or step == steps:
             self._last = now
-            self._note |= {"name": name, "step": step, "steps": steps}
+            self._note |= {"name": name, "step": step, "steps": steps, "told": told}
             self._write()
 
     def say(self, line: str) -> None:
@@ -100,10 +110,10 @@ def _show(uri: str, stop: threading.Event) -> None:
             stop.wait(NOTE_EVERY_S)
             note = read()
             continue
-        name, seen = note["name"], 0
-        with progress(name, note["steps"]) as advance:
+        name, seen = note["name"], note["step"]
+        with progress(name, note["steps"], seen) as advance:
             while note["name"] == name and note["step"] >= seen and not stop.is_set():  # less: a worker began again
-                advance(note["step"] - seen)
+                advance(note["step"] - seen, note["told"])
                 seen = note["step"]
                 stop.wait(NOTE_EVERY_S)
                 note = read() or note

@@ -25,10 +25,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from sidray import storage
 from sidray.finished import RunFolder
+from sidray.training.record import Record
 from tests.serving.test_restart import kill_session, living_in
 from tests.training.driver import STEPS
+from tests.training.test_stage import FILES
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]  # test_run_notes.py kills a worker
 KILLS = int(os.environ.get("SIDRAY_KILLS", "1"))
@@ -132,14 +133,14 @@ def undisturbed(debug_run: str, tmp_path_factory: pytest.TempPathFactory) -> Und
 
 def check_same(output: Path, undisturbed: Path, atol: float = 1e-5) -> None:
     """Losses and weights (to `atol`) of the two runs of a stage."""
-    one, two = (storage.read_json(str(folder / "history.json")) for folder in (undisturbed, output))
-    assert [row["step"] for row in two["history"]] == list(range(1, STEPS + 1))
-    np.testing.assert_allclose(*([row["loss"] for row in each["history"]] for each in (two, one)), rtol=1e-4)
+    one, two = (Record.read(str(folder)).steps for folder in (undisturbed, output))
+    assert [row["step"] for row in two] == list(range(1, STEPS + 1))
+    np.testing.assert_allclose(*([row["loss"] for row in each] for each in (two, one)), rtol=1e-4)
     weights, expected = (load_file(folder / "towers.safetensors") for folder in (output, undisturbed))
     assert weights.keys() == expected.keys()
     for name, value in expected.items():
         np.testing.assert_allclose(weights[name], value, atol=atol, err_msg=name)
-    assert sorted(path.name for path in output.iterdir()) == ["history.json", "stage.png", "towers.safetensors"]
+    assert sorted(path.name for path in output.iterdir()) == FILES
 
 
 def steps_of(said: str) -> list[tuple[int, int]]:
@@ -218,13 +219,13 @@ def test_training_goes_on_without_a_node_and_grows_when_it_is_back(run: str, und
     check_same(output, undisturbed(EVEN), atol=2e-4)
 
 
-@pytest.mark.parametrize("zero", [0, 2, 3])
+@pytest.mark.parametrize("zero", ["zero_stage=0", "zero_stage=2", "zero_stage=3", "zero_stage=3 offload=parameters"])
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
 def test_another_number_of_workers_goes_on_as_the_first(
-    run: str, undisturbed: Undisturbed, zero: int, before: int, after: int
+    run: str, undisturbed: Undisturbed, zero: str, before: int, after: int
 ) -> None:
     """One driver is killed; the next one has more or fewer workers."""
-    settings = (f"zero_stage={zero}", "threads=1", OFTEN)
+    settings = (*zero.split(), "threads=1", OFTEN)
     with driver(run, EVEN, STEP_S, *settings, f"workers={before}") as first:
         first.next_checkpoint()
     with driver(run, EVEN, 0, *settings, f"workers={after}") as last:

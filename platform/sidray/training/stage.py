@@ -1,6 +1,6 @@
 """Stages from the driver's side: Ray Train on the worker loop, for one stage or for several in a row.
 
-Output of each: towers.safetensors (best on validation), history.json, stage.png
+Output of each: towers.safetensors (best on validation), metrics.jsonl, stage.json, stage.png
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from sidray.errors import root_user_error
 from sidray.progress import follow
 from sidray.steps import Summary
 from sidray.training.plots import plot_stage
+from sidray.training.record import Record
 from sidray.training.settings import TrainingSettings
-from sidray.training.worker import HISTORY, Progress, StageJob, train_stages
+from sidray.training.worker import StageJob, train_stages
 
 VERSION = 3  # of a stage's result: raise it when the same settings would give other weights
 
@@ -67,20 +68,20 @@ def _trainer(jobs: Sequence[StageJob], training: TrainingSettings, folder: str) 
 
 
 def _finish(job: StageJob) -> Summary:
-    """Draws the stage's picture from its history and sums it up."""
-    progress = Progress(**storage.read_json(storage.join(job.output, HISTORY)))
-    picture = plot_stage(job.stage.name, progress.history, progress.validation)
+    """Draws the stage's picture from its record and sums it up."""
+    record = Record.read(job.output)
+    picture = plot_stage(job.stage.name, record.steps, record.validation)
     storage.write_bytes(storage.join(job.output, "stage.png"), picture)
-    best = max(progress.validation, key=lambda row: row["score"])
-    seconds = max(progress.train_s, 1e-9)
+    best = max(record.validation, key=lambda row: row["score"])
+    rate, waited = record.rates()
     return {
-        "seconds": progress.wall_s,
-        "steps": progress.step,
+        "seconds": record.wall_s,
+        "steps": record.step,
         "best step": int(best["step"]),
         "held-out score": best["score"],
-        "samples/s": progress.samples / seconds,
-        "data wait": f"{100 * progress.waited_s / seconds:.1f} %",
-        "first loss": progress.history[0]["loss"],
-        "last loss": progress.history[-1]["loss"],
+        "samples/s": rate,
+        "data wait": f"{100 * waited:.1f} %",
+        "first loss": record.steps[0]["loss"],
+        "last loss": record.steps[-1]["loss"],
         "validation": {name: value for name, value in best.items() if name not in {"step", "score"}},
     }

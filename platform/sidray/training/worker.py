@@ -6,13 +6,12 @@ reads exactly the rest of the plan.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -39,15 +38,15 @@ from sidray.training.group import averaged, choose_device, takes_part
 from sidray.training.metrics import StageMetrics
 from sidray.training.module import StageModule, columns_of
 from sidray.training.new_tokens import start_sid_tokens, start_standards, start_visual_tokens
+from sidray.training.record import SUMMARY, Record
 from sidray.training.resume import TAG, is_resharded, resume
 from sidray.training.schedule import Schedule
 from sidray.training.settings import StageSettings, TrainingSettings
 from sidray.training.validation import score_of, validate
 
 TOWERS = "towers.safetensors"
-HISTORY = "history.json"
 CHECKPOINTS = "checkpoints"  # in the output while the stage runs
-PROGRESS = "progress.json"  # in each checkpoint
+RECORD = "record.json"  # in each checkpoint
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ class StageJob:
     sid_count: int
     tokens: TokenizerSettings
     start: str | None
-    output: str  # URI of the folder for towers and history
+    output: str  # URI of the folder for towers and record
 
     @staticmethod
     def notes(folder: str) -> str:
@@ -86,21 +85,6 @@ class StageJob:
         )
 
 
-@dataclass
-class Progress:
-    """What survives a restart beside the engine. `best`: the best score so far."""
-
-    stage: str
-    step: int = 0
-    best: float = -math.inf
-    history: list[dict[str, float]] = field(default_factory=list)
-    validation: list[dict[str, float]] = field(default_factory=list)
-    train_s: float = 0.0
-    wall_s: float = 0.0
-    waited_s: float = 0.0
-    samples: int = 0
-
-
 def train_stages(config: Mapping[str, Any]) -> None:
     """One worker's part of the stages `jobs`, one after the other; what an earlier attempt finished is skipped."""
     jobs: Sequence[StageJob] = config["jobs"]
@@ -111,7 +95,7 @@ def train_stages(config: Mapping[str, Any]) -> None:
     if not takes_part(math.gcd(*(job.schedule(world_size()).batch_size for job in jobs)), say):
         return
     for job in jobs:
-        if not storage.exists(storage.join(job.output, HISTORY)):
+        if not storage.exists(storage.join(job.output, SUMMARY)):
             train_stage(job, notes)
         torch.distributed.barrier()  # the next stage reads what rank 0 wrote
         if rank() == 0:
@@ -119,7 +103,7 @@ def train_stages(config: Mapping[str, Any]) -> None:
 
 
 def train_stage(job: StageJob, notes: Notes | None) -> None:
-    """Trains from the newest whole checkpoint, or from the start; rank 0 writes the best towers and the history."""
+    """Trains from the newest whole checkpoint, or from the start; rank 0 writes the best towers and the record."""
     started = time.perf_counter()
 
     def say(line: str) -> None:
@@ -134,23 +118,23 @@ def train_stage(job: StageJob, notes: Notes | None) -> None:
         universal = found is not None and is_resharded(found)
         rate = job.tokens.token_lr
         engine = make_engine(module, stage, training, schedule.steps, schedule.batch_size, rate, universal)
-        progress = Progress(stage.name) if found is None else _resumed(engine, found)
+        record = Record(stage.name, schedule.batch_size) if found is None else _resumed(engine, found)
     if found is not None:
-        say(f"goes on from step {progress.step} of {schedule.steps} with {world_size()} workers")
-    loop = StageLoop(job, engine, module, schedule, progress, checkpoints, notes)
+        say(f"goes on from step {record.step} of {schedule.steps} with {world_size()} workers")
+    loop = StageLoop(job, engine, module, schedule, record, checkpoints, notes)
     loop.run()
     checkpoints.close()
-    progress.wall_s += time.perf_counter() - started
+    record.wall_s += time.perf_counter() - started
     if rank() == 0:
         storage.copy(checkpoints.towers, storage.join(job.output, TOWERS))
-        storage.write_json(storage.join(job.output, HISTORY), progress.__dict__)  # last: the stage is finished
+        record.write(job.output)  # last: the stage is finished
     engine.destroy()
 
 
-def _resumed(engine: Any, found: Restored) -> Progress:
-    """The engine goes back to the checkpoint; its progress."""
+def _resumed(engine: Any, found: Restored) -> Record:
+    """The engine goes back to the checkpoint; its record."""
     resume(engine, found)
-    return Progress(**json.loads((found.folder / PROGRESS).read_text()))
+    return Record.load((found.folder / RECORD).read_text())
 
 
 def _start(job: StageJob) -> TrainedModel:
@@ -179,70 +163,68 @@ class StageLoop:
         engine: Any,
         module: StageModule,
         schedule: Schedule,
-        progress: Progress,
+        record: Record,
         checkpoints: Checkpoints,
         notes: Notes | None,
     ) -> None:
         self.job, self.engine, self.module, self.schedule = job, engine, module, schedule
-        self.progress, self.checkpoints, self.notes = progress, checkpoints, notes
+        self.record, self.checkpoints, self.notes = record, checkpoints, notes
         self.fetch = job.fetch(schedule.rows)
         self.metrics = StageMetrics(job.stage.name, leads=rank() == 0)
         rows = schedule.validation_rows(job.training.valid_rows, rank())
         self.valid = _to(self.fetch(rows), engine.device) if len(rows) else {}
 
     def run(self) -> None:
-        progress, schedule = self.progress, self.schedule
+        record, schedule = self.record, self.schedule
         stops = set(schedule.validation_steps())
         every = self.job.training.checkpoint_every or schedule.steps
-        positions = schedule.positions(progress.step, rank())
+        positions = schedule.positions(record.step, rank())
         stream = StepStream(positions, self.fetch, num_cpus=_data_cpus(self.job.training))
-        self.metrics.starts(progress.step, schedule.steps)
-        started, waited = time.perf_counter(), 0.0
+        self.metrics.starts(record.step, schedule.steps)
+        started, waited = 0.0, 0.0
         for batch in stream:
             if stream.batches == 1:
                 started = time.perf_counter()  # the first batch is start-up, not training
-            self._step(batch)
-            local = schedule.batch_size // schedule.workers
-            self.metrics.stepped(progress.step, local, stream.waited_s, progress.history[-1]["loss"])
-            if progress.step in stops or progress.step % every == 0:
-                progress.train_s += time.perf_counter() - started
-                progress.waited_s += stream.waited_s - waited
-                waited = stream.waited_s
-                self._save(better=progress.step in stops and self._validate())
-                started = time.perf_counter()
+            metrics = self._step(batch)
+            record.stepped(metrics, time.perf_counter() - started, stream.waited_s - waited)
+            self._tell(stream.waited_s)
+            if record.step in stops or record.step % every == 0:
+                self._save(better=record.step in stops and self._validate())
+            started, waited = time.perf_counter(), stream.waited_s
 
-    def _step(self, batch: Mapping[str, Tensor]) -> None:
+    def _step(self, batch: Mapping[str, Tensor]) -> dict[str, float]:
+        """The mean over the ranks of loss and metrics."""
         # Dropout goes by seed, step and rank: a resumed run draws what the undisturbed one would have drawn.
-        torch.manual_seed(hash((self.job.stage.seed, self.progress.step, rank())))
+        torch.manual_seed(hash((self.job.stage.seed, self.record.step, rank())))
+        lr = max(self.engine.get_lr())
         loss, metrics = self.engine(_to(batch, self.engine.device))
         self.engine.backward(loss)
         self.engine.step()
-        self.progress.step += 1
-        self.progress.samples += self.schedule.batch_size
-        row = {"step": self.progress.step, **averaged({"loss": loss.detach(), **metrics})}
-        self.progress.history.append(row)
+        return {**averaged({"loss": loss.detach(), **metrics}), "lr": lr}
+
+    def _tell(self, waited_s: float) -> None:
+        record, schedule = self.record, self.schedule
+        local = schedule.batch_size // schedule.workers
+        self.metrics.stepped(record.step, local, waited_s, record.steps[-1]["loss"])
         if self.notes is not None:
-            self.notes.write(self.job.stage.name, self.progress.step, self.schedule.steps)
+            self.notes.write(self.job.stage.name, record.step, schedule.steps, record.told())
 
     def _validate(self) -> bool:
         """All ranks: held-out metrics. Whether the towers are the best so far."""
-        progress = self.progress
         local = self.schedule.batch_size // self.schedule.workers
         metrics = validate(self.module, self.valid, local) if self.valid else {}
-        score = float(progress.step)  # without validation rows the last one counts
-        if metrics:
-            score = score_of(metrics, self.job.stage.tasks)
-        progress.validation.append({"step": progress.step, "score": score, **metrics})
-        better, progress.best = score > progress.best, max(score, progress.best)
-        return better
+        # without validation rows the last step counts
+        score = score_of(metrics, self.job.stage.tasks) if metrics else float(self.record.step)
+        return self.record.validated(score, metrics)
 
     def _save(self, better: bool) -> None:
         """All ranks: a checkpoint to resume from, with the towers when they are the best so far."""
         state = full_state(self.module.model) if better else {}
-        with self.checkpoints.writing(self.progress.step) as folder:
+        with self.checkpoints.writing(self.record.step) as folder:
             self.engine.save_checkpoint(str(folder), tag=TAG)  # every rank writes its shard
             if rank() == 0:
-                (folder / PROGRESS).write_text(json.dumps(self.progress.__dict__))
+                (folder / RECORD).write_text(self.record.dump())
+                self.record.write_lines(self.job.output)
                 if better:
                     save_trained(state, folder.with_suffix(BEST))
 
