@@ -4,6 +4,7 @@ A run in an S3: everything that reads one, and a whole recipe through one that f
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ import pytest
 
 from sidray import storage
 from sidray.batch_embed import batch_embed
+from sidray.client import Client
 from sidray.data.catalogue import Catalogue
 from sidray.datasets import append_rows, open_dataset, write_dataset
 from sidray.errors import StorageError, UserError
@@ -28,6 +30,7 @@ from sidray.retrieval.collection import Collection
 from sidray.retrieval.index import PartitionedIndex
 from sidray.search import search
 from sidray.serving.follower import Follower
+from sidray.serving.run import running_service
 from sidray.show import show
 from sidray.steps import Step, Store, Work
 from tests.object_store import FlakyProxy, environment, make_bucket, moto_server
@@ -270,3 +273,21 @@ def test_a_whole_recipe_through_an_object_store_that_fails_now_and_then(
     folders = [debug_run, f"{runs}/{storage.list_names(runs)[0]}"]
     tables = [storage.read_bytes(f"{folder}/report/{TABLE}").decode() for folder in folders]
     assert tables[0] == tables[1]
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_run_in_a_bucket_is_served(run: RunFolder) -> None:
+    """Over HTTP: its items are found, and one that is written is found by the words and by its neighbours."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with running_service(run.uri, "", "127.0.0.1", port) as url, Client(url) as client:
+        found = client.search("cat", k=5)
+        assert len(found.hits) == 5
+        item = {"item_id": "served-1", "title": "a purple submarine", "partition": found.hits[0].partition}
+        written = client.put_items([item])
+        again = client.search("a purple submarine", k=50, min_table_version=written.table_version)
+        assert "served-1" in [hit.item_id for hit in again.hits]
+        near = client.similar(["served-1"], k=3)
+        assert len(near.hits) == 3
+        assert client.item_image(found.hits[0].item_id)

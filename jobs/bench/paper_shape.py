@@ -28,16 +28,16 @@ VOCABULARY = 151_936  # Qwen's: 7.10 billion parameters without the head
 PEAK = {"A100": 312e12, "H100": 989e12, "H200": 989e12}  # operations/s in bf16, dense
 
 
-def mlrm(layers: int, device: torch.device) -> Mlrm:
-    """The recipe `notellm2-paper` with so many layers."""
+def mlrm(layers: int, device: torch.device, width: int = 4096) -> Mlrm:
+    """The recipe `notellm2-paper` with so many layers; `width`: of the LM, a multiple of 128."""
     settings = build(ModelSettings, load_yaml("notellm2-paper")["model"], "notellm2-paper")
     lm = LlamaConfig(
         vocab_size=VOCABULARY,
-        hidden_size=4096,
-        intermediate_size=11_008,
+        hidden_size=width,
+        intermediate_size=width * 43 // 16,
         num_hidden_layers=layers,
-        num_attention_heads=32,
-        num_key_value_heads=32,
+        num_attention_heads=width // 128,
+        num_key_value_heads=width // 128,
         tie_word_embeddings=False,
     )
     before = torch.get_default_dtype()

@@ -39,6 +39,7 @@ FILE_ROWS = 20_000
 PARTITIONS = 100
 PHASES = ("ingest", "embed", "index")
 EVERY_S = 1.0
+SHOWN = 6  # kinds of process in the plot, the largest ones
 WORDS = [
     *("red", "blue", "green", "small", "large", "old", "new", "sweet", "salty", "hot"),
     *("soup", "bread", "noodle", "rice", "cake", "tea", "fish", "egg", "bean", "milk"),
@@ -150,7 +151,8 @@ def _kind(process: psutil.Process) -> str:
         if process.pid == psutil.Process().pid:
             return "driver"
         name = (process.cmdline() or [process.name()])[0]
-        return name.split("(")[0] if name.startswith("ray::") else Path(name).name if "/" in name else process.name()
+        actor = name.removeprefix("ray::").split("(")[0].split(".")[0]  # ray::Actor.method, ray::task(name)
+        return actor if name.startswith("ray::") else Path(name).name if "/" in name else process.name()
     except psutil.Error:
         return "ended"
 
@@ -228,9 +230,11 @@ def plot(path: str, lines: Sequence[dict[str, Any]], samples: Sequence[Sample]) 
         left.bar(names, cost, bottom=bottom, label=phase)
         bottom += cost
     left.set(title="cost of an item", xlabel="items", ylabel="CPU ms")
-    left.legend(fontsize=8)
+    left.set_ylim(0, 1.25 * bottom.max())
+    left.legend(fontsize=8, ncols=len(PHASES))
     minutes = [each.at / 60 for each in samples]
-    for kind in sorted(lines[-1]["peak MiB"]):
+    peaks = lines[-1]["peak MiB"]
+    for kind in sorted(peaks, key=peaks.__getitem__, reverse=True)[:SHOWN]:
         right.plot(minutes, [each.resident.get(kind, np.nan) for each in samples], label=kind)
     right.plot(minutes, [each.store for each in samples], "k--", label="object store")
     for phase in PHASES[1:]:
@@ -238,7 +242,7 @@ def plot(path: str, lines: Sequence[dict[str, Any]], samples: Sequence[Sample]) 
         right.axvline(start, color="grey", linewidth=0.8)
         right.text(start, right.get_ylim()[1], f" {phase}", va="top", fontsize=8)
     right.set(title=f"{lines[-1]['items']:,} items: the largest process of each kind", xlabel="minutes", ylabel="MiB")
-    right.legend(fontsize=7)
+    figure.legend(*right.get_legend_handles_labels(), fontsize=8, loc="outside right center")
     figure.savefig(path, dpi=110)
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
-from sidray.training.engine import parameter_groups
+from sidray.training.engine import deepspeed_config, parameter_groups
 from sidray.training.module import StageModule
-from sidray.training.settings import StageSettings
+from sidray.training.settings import StageSettings, TrainingSettings
 from tests.models.tiny import tiny_mlrm, tiny_towers
 
 
@@ -43,3 +44,10 @@ def test_a_part_learns_at_its_own_rate(tmp_path: Path) -> None:
     assert rates["model.projector.weight"] == 1e-3
     assert rates["model.text.sids.weight"] == 2.5e-4
     assert set(rates) == {name for name, parameter in module.named_parameters() if parameter.requires_grad}
+
+
+def test_only_zero_3_offloads() -> None:
+    parts = deepspeed_config(TrainingSettings(zero_stage=3, offload="optimizer"), 8, False)["zero_optimization"]
+    assert {name for name, value in parts.items() if name.startswith("offload_")} == {"offload_optimizer"}
+    with pytest.raises(ValidationError, match="offload=parameters needs zero_stage=3, and it is 2"):
+        TrainingSettings(zero_stage=2, offload="parameters")

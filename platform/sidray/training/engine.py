@@ -54,13 +54,19 @@ def deepspeed_config(training: TrainingSettings, micro_batch: int, universal: bo
         "train_micro_batch_size_per_gpu": micro_batch,
         "gradient_accumulation_steps": 1,  # contrastive batches are never accumulated: it would shrink the negatives
         "gradient_clipping": training.clip,
-        "zero_optimization": {"stage": training.zero_stage},
+        "zero_optimization": {"stage": training.zero_stage, **_offloads(training)},
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "bf16": {"enabled": training.precision == "bf16"},
         "checkpoint": {"load_universal": universal},
         "steps_per_print": 10**9,
     }
+
+
+def _offloads(training: TrainingSettings) -> dict[str, Any]:
+    host = {"device": "cpu", "pin_memory": torch.cuda.is_available()}  # pinned: copied while the GPU computes
+    parts = {"none": (), "optimizer": ("optimizer",), "parameters": ("optimizer", "param")}[training.offload]
+    return {f"offload_{part}": host for part in parts}
 
 
 def make_engine(
@@ -80,12 +86,24 @@ def make_engine(
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # compiles for 25 s and is never used under Ray
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     deepspeed.init_distributed(dist_backend=backend, verbose=False)
-    optimiser = torch.optim.AdamW(parameter_groups(module, stage, token_lr))
+    # fused: one pass over the weights, which on CPUs takes most of a step
+    optimiser = torch.optim.AdamW(parameter_groups(module, stage, token_lr), fused=training.offload != "none")
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimiser, linear_schedule(steps, stage.warmup))
     micro_batch = batch_size // torch.distributed.get_world_size()
     config = deepspeed_config(training, micro_batch, universal)
+    if training.offload == "parameters":
+        _leave_on_host(module, training, config)
     engine, *_ = deepspeed.initialize(model=module, optimizer=optimiser, lr_scheduler=scheduler, config=config)
     return engine
+
+
+def _leave_on_host(module: StageModule, training: TrainingSettings, config: dict[str, Any]) -> None:
+    """Cuts the parameters where they are. DeepSpeed would first move the whole model to the GPU."""
+    from deepspeed.runtime.zero import Init
+
+    dtype = torch.bfloat16 if training.precision == "bf16" else torch.float32
+    pinned = torch.cuda.is_available()
+    Init(module=module, config_dict_or_path=config, dtype=dtype, remote_device="cpu", pin_memory=pinned)
 
 
 def full_state(model: TrainedModel) -> dict[str, Tensor]:

@@ -23,6 +23,8 @@ Part = Literal["text", "image", "connector", "mlp", "sids"]
 class TrainingSettings(Settings):
     """Ray Train workers and the DeepSpeed engine in each. `threads` are torch's per worker (0 = its CPUs, at least 1).
     `wait_s`: how long workers may wait for nodes that are still joining; minutes, where an autoscaler makes them.
+    `offload`, with zero_stage 3: what lies in the memory of the host in place of the GPU's: the "optimizer" (master
+    weights, moments, gradients: its step runs on CPUs), or the "parameters", too, which come layer by layer.
 
     `min_workers`: with fewer than `workers`, but at least so many, training goes on when nodes leave, and every
     `resize_s` it looks for nodes to grow onto (0: the number of workers is fixed). `keep_checkpoints`: how many of the
@@ -35,6 +37,7 @@ class TrainingSettings(Settings):
     gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
     threads: Annotated[int, Field(ge=0)] = 0
     zero_stage: Literal[0, 1, 2, 3] = 0
+    offload: Literal["none", "optimizer", "parameters"] = "none"
     precision: Precision = "fp32"
     clip: Annotated[float, Field(gt=0)] = 1.0
     chunk: Annotated[int, Field(ge=0)] = 0
@@ -50,6 +53,12 @@ class TrainingSettings(Settings):
     def _can_shrink(self) -> TrainingSettings:
         if self.min_workers > self.workers:
             raise ValueError(f"min_workers={self.min_workers} is more than workers={self.workers}")
+        return self
+
+    @model_validator(mode="after")
+    def _can_offload(self) -> TrainingSettings:
+        if self.offload != "none" and self.zero_stage != 3:
+            raise ValueError(f"offload={self.offload} needs zero_stage=3, and it is {self.zero_stage}")
         return self
 
     @property
