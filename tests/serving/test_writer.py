@@ -11,12 +11,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from sidray.data.content import content_hash
 from sidray.errors import UserError
 from sidray.finished import RunFolder
 from sidray.lease import Lease
 from sidray.retrieval import item_table
 from sidray.retrieval.collection import Collection
-from sidray.retrieval.publish import content_hash
 from sidray.serving import writer as module
 from sidray.serving.messages import EncodedItems, NewItem, Refusal
 from sidray.serving.problems import ApiError, overloaded

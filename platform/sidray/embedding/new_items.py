@@ -19,12 +19,12 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from sidray.data.catalogue import Catalogue
+from sidray.data.content import content_hash, thumbnail
 from sidray.embedding.encoded import ServedModel, load_model
 from sidray.embedding.kept import Kept
 from sidray.embedding.pool import encode_rows, vector_column
 from sidray.embedding.suspects import Guard, Suspects
 from sidray.finished import RunFolder
-from sidray.retrieval.publish import content_hash, thumbnail
 
 Rows = npt.NDArray[np.int64]
 Item = dict[str, Any]

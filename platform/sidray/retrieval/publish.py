@@ -5,8 +5,6 @@ table: items.lance;  index: the folder that PartitionedIndex.load opens. Both ca
 
 from __future__ import annotations
 
-import hashlib
-import io
 from collections.abc import Iterator
 
 import numpy as np
@@ -14,6 +12,7 @@ import pyarrow as pa
 
 from sidray import storage
 from sidray.data.catalogue import Catalogue
+from sidray.data.content import content_hash, thumbnail
 from sidray.datasets import open_dataset
 from sidray.embedding.pool import read_vectors
 from sidray.retrieval import index as index_module
@@ -23,29 +22,6 @@ from sidray.steps import Summary, Work
 TABLE_VERSION = 1
 INDEX_VERSION = 4
 BATCH = 2048
-THUMBNAIL = 160  # pixels of the longer side
-
-
-def content_hash(title: str, fields: list[str], partition: str, image: bytes | None) -> str:
-    """What tells an unchanged item from a changed one: everything that enters its vector and its place."""
-    digest = hashlib.sha256()
-    for part in (title.encode(), partition.encode(), *(f.encode() for f in fields), image or b""):
-        digest.update(len(part).to_bytes(8, "little") + part)
-    return digest.hexdigest()[:32]
-
-
-def thumbnail(image: bytes | None) -> bytes | None:
-    """A small JPEG for result pages. The picture was checked at ingest."""
-    if image is None:
-        return None
-    from PIL import Image
-
-    from sidray.data.images import decode_rgb
-
-    picture = Image.fromarray(decode_rgb(image, THUMBNAIL).transpose(1, 2, 0))
-    out = io.BytesIO()
-    picture.save(out, "JPEG", quality=85)
-    return out.getvalue()
 
 
 def publish_table(model_key: str, work: Work) -> Summary:

@@ -22,13 +22,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sidray import storage
+from sidray.data.content import content_hash, thumbnail
 from sidray.embedding.pool import vector_column
 from sidray.errors import UserError
 from sidray.finished import RunFolder
 from sidray.retrieval import item_table
 from sidray.retrieval.collection import Collection
 from sidray.retrieval.known import fingerprint
-from sidray.retrieval.publish import content_hash, thumbnail
 from sidray.serving.group_commit import GroupCommit
 from sidray.serving.messages import EncodedItems, NewItem, Refusal
 from sidray.serving.problems import ApiError
