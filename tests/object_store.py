@@ -90,7 +90,7 @@ class FlakyProxy:
         self._address = urlsplit(target).netloc
         self._random = random.Random(seed)
         self._lock = threading.Lock()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"proxy": self}))
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
 
@@ -126,66 +126,64 @@ class FlakyProxy:
             connection.close()
 
 
-def _handler(proxy: FlakyProxy) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    proxy: FlakyProxy
 
-        def handle_one_request(self) -> None:
-            with suppress(ConnectionError):
-                super().handle_one_request()
+    def handle_one_request(self) -> None:
+        with suppress(ConnectionError):
+            super().handle_one_request()
 
-        def log_message(self, *arguments: Any) -> None:
+    def log_message(self, *arguments: Any) -> None:
+        pass
+
+    def _body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        parts = []
+        while size := int(self.rfile.readline().split(b";")[0], 16):
+            parts.append(self.rfile.read(size))
+            self.rfile.readline()
+        while self.rfile.readline().strip():
             pass
+        return b"".join(parts)
 
-        def _body(self) -> bytes:
-            if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
-                return self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            parts = []
-            while size := int(self.rfile.readline().split(b";")[0], 16):
-                parts.append(self.rfile.read(size))
-                self.rfile.readline()
-            while self.rfile.readline().strip():
-                pass
-            return b"".join(parts)
+    def _reset(self) -> None:
+        """RST instead of FIN: what a client sees when a load balancer dies."""
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.connection.close()
+        self.close_connection = True
 
-        def _reset(self) -> None:
-            """RST instead of FIN: what a client sees when a load balancer dies."""
-            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            self.connection.close()
-            self.close_connection = True
+    def _answer(self, status: int, headers: Any, body: bytes, sent: int | None = None) -> None:
+        self.send_response_only(status)
+        for name, value in headers:
+            if name.lower() not in {"connection", "transfer-encoding", "content-length"}:
+                self.send_header(name, value)
+        length = {name.lower(): value for name, value in headers}.get("content-length", "0")
+        self.send_header("Content-Length", length if self.command == "HEAD" else str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body if sent is None else body[:sent])
+        self.wfile.flush()
 
-        def _answer(self, status: int, headers: Any, body: bytes, sent: int | None = None) -> None:
-            self.send_response_only(status)
-            for name, value in headers:
-                if name.lower() not in {"connection", "transfer-encoding", "content-length"}:
-                    self.send_header(name, value)
-            length = {name.lower(): value for name, value in headers}.get("content-length", "0")
-            self.send_header("Content-Length", length if self.command == "HEAD" else str(len(body)))
-            self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(body if sent is None else body[:sent])
-            self.wfile.flush()
+    def _serve(self) -> None:
+        body = self._body()
+        fate = self.proxy.fate(self.command, self.path)
+        if fate in ERRORS:
+            status, code = ERRORS[fate]
+            text = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>{fate}</Message></Error>"
+            self._answer(status, [("Content-Type", "application/xml")], text.encode())
+            return
+        if fate == "reset":
+            self._reset()
+            return
+        if fate == "stall":
+            time.sleep(self.proxy.stall_s)
+        status, headers, answer = self.proxy.answer(self.command, self.path, body, dict(self.headers.items()))
+        if fate == "cut" and len(answer) > 1:
+            self._answer(status, headers, answer, len(answer) // 2)
+            self._reset()
+            return
+        self._answer(status, headers, answer)
 
-        def _serve(self) -> None:
-            body = self._body()
-            fate = proxy.fate(self.command, self.path)
-            if fate in ERRORS:
-                status, code = ERRORS[fate]
-                text = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>{fate}</Message></Error>"
-                self._answer(status, [("Content-Type", "application/xml")], text.encode())
-                return
-            if fate == "reset":
-                self._reset()
-                return
-            if fate == "stall":
-                time.sleep(proxy.stall_s)
-            status, headers, answer = proxy.answer(self.command, self.path, body, self.headers)
-            if fate == "cut" and len(answer) > 1:
-                self._answer(status, headers, answer, len(answer) // 2)
-                self._reset()
-                return
-            self._answer(status, headers, answer)
-
-    for method in ("GET", "PUT", "POST", "DELETE", "HEAD"):
-        setattr(Handler, f"do_{method}", Handler._serve)
-    return Handler
+    do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _serve  # noqa: N815
