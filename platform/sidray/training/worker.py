@@ -75,13 +75,14 @@ class StageJob:
         stage = self.stage
         if rows == "pairs":
             return NoteFetch(self.sources, self.model, rows, columns_of(stage))
+        columns = columns_of(stage)
         return Fetch(
             self.sources,
             self.model,
             rows,
-            columns_of(stage),
+            columns,
             drop_text=stage.drop_text,
-            hard_negatives=stage.hard_negatives if stage.uses_negatives else 0,
+            hard_negatives=stage.hard_negatives if "negatives" in columns else 0,
             seed=stage.seed,
         )
 
@@ -231,7 +232,7 @@ class StageLoop:
         metrics = validate(self.module, self.valid, local) if self.valid else {}
         score = float(progress.step)  # without validation rows the last one counts
         if metrics:
-            score = score_of(metrics, self.job.stage.tasks)
+            score = score_of(metrics, self.module.weights)
         progress.validation.append({"step": progress.step, "score": score, **metrics})
         better, progress.best = score > progress.best, max(score, progress.best)
         return better
