@@ -72,7 +72,7 @@ class DataSettings(Settings):
     image_size: int = Field(96, ge=16, le=1024)
     """Pixels at which pictograms are drawn, in width and in height."""
     limit: int | None = Field(None, ge=1)
-    """The first so many items only, and what refers to them; null: all."""
+    """Only the first N items, and what refers to them; null: all."""
     seed: int = Field(0, ge=0)
     """Of the hash that splits clicks and pairs without a split and without a time."""
     valid_fraction: float = Field(0.1, ge=0, lt=1)

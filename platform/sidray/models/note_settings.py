@@ -21,7 +21,7 @@ class ConnectorSettings(Settings):
     layers: Positive = 6
     """Its layers."""
     cross_attention_every: Positive = 2
-    """Each so manieth layer looks at the picture, the first one included."""
+    """One layer in so many looks at the picture, the first one included."""
     width: Positive = 768
     """Of its states; a multiple of `heads`."""
     heads: Positive = 12

@@ -25,9 +25,9 @@ class TextSettings(Settings):
     vocabulary: Positive = 4096
     """Of random weights: tokens of the BPE tokenizer that is trained on the catalogue."""
     layers: Positive | None = None
-    """The lowest so many layers are kept; null: all."""
+    """How many of the lowest layers are kept; null: all."""
     frozen_layers: Annotated[int, Field(ge=0)] = 0
-    """Of those the lowest so many are not trained: their states are computed once and cached."""
+    """How many of those, from below, are not trained: their states are computed once and cached."""
     pooling: Literal["eos", "mean"] = "eos"
     """`eos`: the state at EOS, of an MLRM at the compressed word (the papers); `mean`: over the tokens, which few
     trained layers learn faster."""

@@ -47,11 +47,11 @@ class TrainingSettings(Settings):
     max_failures: Annotated[int, Field(ge=0)] = 2
     """How often training begins again after a lost worker."""
     min_workers: Annotated[int, Field(ge=0)] = 0
-    """With so many workers training goes on when nodes leave; 0: the number of workers is fixed."""
+    """Fewest workers with which training goes on when nodes leave; 0: their number is fixed."""
     resize_s: Annotated[float, Field(gt=0)] = 60.0
     """Seconds between two looks for nodes to grow onto."""
     keep_checkpoints: Positive = 2
-    """The newest so many checkpoints stay."""
+    """How many of the newest checkpoints stay."""
     checkpoint_every: Annotated[int, Field(ge=0)] = 0
     """Steps between two checkpoints, beside those at validations; 0: none."""
     valid_rows: Positive = 1024
@@ -79,7 +79,7 @@ class StageSettings(Settings):
     stage before it, and its best state on validation ends it."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9_-]+$")]
-    """Of its step, its rows in the report and of `stage_overrides`."""
+    """Of its step, of its rows in the report, and in `stage_overrides`."""
     tasks: Annotated[dict[TaskName | NoteTaskName | OwnTask, float], Field(min_length=1)]
     """Task -> its weight in the loss; `module:Class` is a task of your own (adding-a-system.md)."""
     item: Literal["fused", "text", "sids"] = "fused"
@@ -92,7 +92,7 @@ class StageSettings(Settings):
     rates: dict[Part, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
     """Part -> multiple of `lr` at which it learns; 1 unless it is named."""
     batch_size: Positive = 64
-    """Rows of a batch over all workers: as many in-batch candidates has a query."""
+    """Rows of a batch over all workers, which are the candidates of each query in it."""
     epochs: Annotated[float, Field(gt=0)] = 1.0
     """Length: passes over the train rows; a fraction is possible."""
     steps: Annotated[int, Field(ge=0)] = 0
