@@ -26,10 +26,10 @@ demo: $(VENV)/.installed-run  ## SMGR, its baselines and a text-only dual tower 
 test: $(VENV)/.installed-dev  ## the tests: at most 15 minutes on two cores
 	$(BIN)/pytest
 
-chaos: $(VENV)/.installed-dev  ## kill -9 of replicas under load, 20 times each, of workers, nodes, drivers and a machine; 2,000 hostile requests to every route
+chaos: $(VENV)/.installed-dev  ## kill -9 of replicas under load, 20 times each, of workers, nodes, drivers and a machine; long trials of jobs; 2,000 hostile requests to every route
 	SIDRAY_KILLS=20 SIDRAY_FUZZ=2000 $(BIN)/pytest -m '' --timeout=3600 tests/serving/test_faults.py tests/serving/test_fuzz.py \
 		tests/serving/test_restart.py tests/training/test_stage.py tests/training/test_survival.py tests/test_object_store.py \
-		tests/test_survival.py tests/embedding
+		tests/test_survival.py tests/test_submit.py tests/embedding
 
 check: $(VENV)/.installed-dev  ## ruff and mypy --strict
 	$(BIN)/ruff check .

@@ -1,7 +1,8 @@
-"""A task from outside the package: the one of docs/adding-a-system.md, how it is found, and what is wrong with others."""
+"""A task from outside the package: the one of docs/adding-a-system.md, how it is found, what is wrong with others."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from sidray.finished import RunFolder
 from sidray.graph import build_graph
 from sidray.recipe import load_recipe
 from sidray.run import run_recipe
+from sidray.submit import submit
 from sidray.tasks import make_task
 from sidray.tasks.views import Views
 from sidray.training.settings import StageSettings
@@ -34,6 +36,7 @@ class Own(Task):
 def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Path:
     """The folder of the command, and where its module of tasks goes; each test has a module name of its own."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
     return tmp_path / f"own_{abs(hash(request.node.name))}.py"
 
 
@@ -66,20 +69,60 @@ def test_it_is_query2item_but_for_hidden_pictures(tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.ray
-def test_the_example_trains_and_is_found_in_the_table(
-    debug_run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its last stage alone, on the catalogue and the weights of the debug run."""
-    (tmp_path / "hidden_pictures.py").write_text((EXAMPLES / "hidden_pictures.py").read_text())
-    stages = yaml.safe_load((EXAMPLES / "hidden_pictures.yaml").read_text())["stages"]
+def test_the_example_trains(debug_run: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its last stage alone, on the catalogue and the weights of the debug run. The workers find the module in the
+    folder of the command."""
+    monkeypatch.chdir(EXAMPLES.parents[1])
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    stage = yaml.safe_load((EXAMPLES / "hidden_pictures.yaml").read_text())["stages"][-1]
+    assert stage["tasks"] == {TASK: 1}
+    own = f"stages=[{{name: mine, tasks: {{'docs.examples.{TASK}': 1}}}}]"
     root = debug_run.rsplit("/runs/", 1)[0]
-    monkeypatch.syspath_prepend(tmp_path)
     run = run_recipe(
-        "smgr-debug", [f"stages={stages[-1:]}", "sid_stages=[]", "evaluation.after={}", f"runs.root={root}"]
+        "smgr-debug", [own, "sid_stages=[]", "evaluation.after={}", f"runs.root={root}"], lambda line: None
     )
     history = storage.read_json(storage.join(RunFolder.open(run.folder).output("pretrained-towers"), "history.json"))
     assert history["history"][-1]["query2item_hidden/loss"] < history["history"][0]["query2item_hidden/loss"]
     assert history["validation"][-1]["score"] == history["validation"][-1]["query2item_hidden/R@10"]
+
+
+def test_what_the_demo_trained_is_not_trained_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(EXAMPLES)
+    ours = build_graph(load_recipe(str(EXAMPLES / "hidden_pictures.yaml"), [])[0])
+    demo = build_graph(load_recipe("smgr-pictograms", [])[0])
+    for stage in ("query2text", "image2text", "query2image"):
+        assert ours[f"stage-{stage}"].key == demo[f"stage-{stage}"].key
+    assert ours["stage-query2item"].key != demo["stage-query2item"].key
+
+
+class Cluster:
+    """Takes jobs, and notes which files travel with them."""
+
+    def __init__(self) -> None:
+        self.files: set[str] = set()
+
+    def submit_job(self, runtime_env: dict[str, str], **rest: object) -> str:
+        folder = Path(runtime_env["working_dir"])
+        self.files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+        return "job"
+
+
+@pytest.mark.parametrize("package", [False, True])
+def test_a_job_brings_its_module(module: Path, package: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = Cluster()
+    monkeypatch.setattr("sidray.submit.connect", lambda address: cluster)
+    name = module.stem
+    if package:
+        module = module.parent / f"{module.stem}_folder" / "deep" / "own.py"
+        name = f"{module.parts[-3]}.deep.own"
+        module.parent.mkdir(parents=True)
+        (module.parents[1] / "__init__.py").touch()
+    module.write_text(OWN.format(name="own", rows="clicks", version=1, columns={"query", "text"}))
+    submit("smgr-debug", recipe(f"{name}:Own", "runs.root=s3://shop/runs"), "")
+    place = module.relative_to(Path.cwd())
+    assert cluster.files == {"recipe.yaml", str(place), *([f"{place.parts[0]}/__init__.py"] if package else [])}
+    submit("smgr-debug", ["runs.root=s3://shop/runs"], "")
+    assert cluster.files == {"recipe.yaml"}
 
 
 def test_its_version_is_part_of_the_key(module: Path) -> None:
