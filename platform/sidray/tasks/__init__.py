@@ -16,6 +16,8 @@ from sidray.tasks.query2text import Query2Text
 if TYPE_CHECKING:
     from sidray.training.settings import StageSettings
 
+__all__ = ["TASKS", "Contrastive", "Task", "make_task"]
+
 TASKS: dict[str, type[Task[Any]]] = {
     task.name: task
     for task in (
