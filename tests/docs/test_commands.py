@@ -79,8 +79,10 @@ def test_its_command_line_takes_it(block: Block, words: Command, monkeypatch: py
         _sidray(block, words)
     elif words[0] == "make":
         subprocess.run(["make", "--dry-run", *words[1:]], cwd=ROOT, check=True, capture_output=True)
-    elif words[0] == "python":
+    elif words[0] == "python" and words[1].startswith("jobs/"):
         _script(ROOT / words[1], words[2:], monkeypatch)
+    elif words[0] == "python":
+        assert any(each.text.startswith(f"# {words[1]}\n") for each in blocks("python", block.page))
     elif words[0] == "pytest":
         assert all((ROOT / word).exists() for word in words[1:] if "/" in word)
 
@@ -163,7 +165,7 @@ def test_it_runs(words: tuple[str, ...], debug_run: str, tmp_path: Path, monkeyp
     catalogue = Catalogue.open(RunFolder.open(debug_run).output("catalogue"))
     items = catalogue.items(None, ["item_id", "title", "partition", "image"]).slice(0, 8)
     pq.write_table(pa.table(items), "items.parquet")
-    known = {"RUN": debug_run, "ITEMS": "items.parquet", "FOLDER": "vectors"}
-    done = CliRunner().invoke(app, [known.get(word, word) for word in words[1:]], catch_exceptions=False)
+    given = [debug_run if word == "RUN" else word for word in words[1:]]
+    done = CliRunner().invoke(app, given, catch_exceptions=False)
     assert done.exit_code == 0, done.output
     assert done.output.strip()

@@ -161,6 +161,7 @@ def test_two_tasks_of_one_name(module: Path) -> None:
 
 
 def test_a_module_or_a_class_that_is_not_there(module: Path) -> None:
+    load_recipe("smgr-debug", recipe("no_such:Own"))  # whoever searches such a run does not need it
     with pytest.raises(UserError, match=r"task no_such:Own: there is no module no_such\n"):
         key(*recipe("no_such:Own"))
     module.write_text("Own = 3\nimport nothing_like_it\n")
