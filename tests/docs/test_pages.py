@@ -62,6 +62,13 @@ def test_recipes_load(block: Block, tmp_path: Path) -> None:
     assert from_values(resolved, "again")[0] == recipe
 
 
+def test_every_shipped_recipe_and_part_is_listed() -> None:
+    folder = ROOT / "platform" / "sidray" / "recipes"
+    names = {str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml")}
+    text = (ROOT / "docs" / "recipes.md").read_text()
+    assert {name for name in names if f"`{name}`" not in text} == set()
+
+
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.*")), ids=lambda path: path.name)
 def test_what_stands_in_examples_is_shown_and_short(path: Path) -> None:
     page = (ROOT / "docs" / "adding-a-system.md").read_text()
