@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import importlib
 from pathlib import Path
 
 import pytest
@@ -91,9 +90,8 @@ def test_python_is_run_and_its_imports_resolve(block: Block) -> None:
     if not any(block.text in path.read_text() for path in EXAMPLES.glob("*.py")):
         assert (ROOT / PYTHON_RUN_BY[str(block.page.relative_to(ROOT))]).is_file()
     for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            module = importlib.import_module(node.module)
-            assert all(hasattr(module, alias.name) for alias in node.names), f"{block}: {node.module}"
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            exec(ast.unparse(node), {})
 
 
 def test_the_readme_is_short_and_its_example_has_few_lines() -> None:
