@@ -1,10 +1,14 @@
-# sidray: `make demo` shows it working, `make test` runs the tests. Both make .venv first when it is not there.
+# `make` alone lists what there is. Each target makes .venv first when it is not there.
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 EXTRAS ?= cpu,demo
 
-.PHONY: demo test chaos check format clean
+.DEFAULT_GOAL := help
+.PHONY: help demo test chaos check format docs clean
+
+help:  ## this list
+	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 10
 
 $(VENV)/.installed-run: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -19,22 +23,26 @@ $(VENV)/.installed-dev: pyproject.toml
 demo: $(VENV)/.installed-run  ## SMGR, its baselines and a text-only dual tower on the embedded catalogue
 	$(BIN)/sidray run smgr-pictograms
 
-test: $(VENV)/.installed-dev
+test: $(VENV)/.installed-dev  ## the tests: at most 15 minutes on two cores
 	$(BIN)/pytest
 
-chaos: $(VENV)/.installed-dev  ## kill -9 of replicas under load, 20 times each, of workers, nodes, drivers and a machine; 2,000 hostile requests to every route
+chaos: $(VENV)/.installed-dev  ## kill -9 of replicas under load, 20 times each, of workers, nodes, drivers and a machine; long trials of jobs; 2,000 hostile requests to every route
 	SIDRAY_KILLS=20 SIDRAY_FUZZ=2000 $(BIN)/pytest -m '' --timeout=3600 tests/serving/test_faults.py tests/serving/test_fuzz.py \
 		tests/serving/test_restart.py tests/training/test_stage.py tests/training/test_survival.py tests/test_object_store.py \
-		tests/test_survival.py tests/embedding
+		tests/test_survival.py tests/test_submit.py tests/embedding
 
-check: $(VENV)/.installed-dev
+check: $(VENV)/.installed-dev  ## ruff and mypy --strict
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: $(VENV)/.installed-dev
+format: $(VENV)/.installed-dev  ## ruff's fixes and layout
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-clean:
+docs: $(VENV)/.installed-dev  ## the generated halves of docs/recipes.md and docs/serving-api.md
+	$(BIN)/python docs/recipe_reference.py
+	$(BIN)/python docs/api_reference.py
+
+clean:  ## .venv and the runs of this folder go
 	rm -rf $(VENV) sidray-runs

@@ -161,3 +161,17 @@ def test_follow_without_a_job_is_told() -> None:
     told = subprocess.run(command, check=False, capture_output=True, text=True)
     assert told.returncode == 2
     assert told.stderr.startswith("error: --follow shows the log of one job")
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_the_workers_of_a_job_have_a_task_of_the_users_own(
+    cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(Path(__file__).resolve().parents[1] / "docs" / "examples")
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    own = "stages=[{name: own, tasks: {'hidden_pictures:Query2ItemHidden': 1}}]"
+    given = [own, "sid_stages=[]", "evaluation.after={}", f"runs.root={tmp_path}"]
+    code, log = followed(submit("smgr-debug", given, cluster))
+    assert code == 0, log
+    assert "stage-own: done" in log

@@ -19,9 +19,10 @@ from sidray.errors import UserError, nearest
 
 
 class Settings(BaseModel):
-    """Base of every section of a recipe: immutable, and no unknown key passes."""
+    """Base of every section of a recipe: immutable, and no unknown key passes. The string below a key explains it, also
+    in docs/recipes.md."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 M = TypeVar("M", bound=Settings)

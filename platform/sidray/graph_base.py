@@ -15,6 +15,8 @@ from sidray.models.weights import IMAGE_VERSION, TEXT_VERSION, TOKENIZER_VERSION
 from sidray.recipe import NO_IMAGES, Recipe
 from sidray.retrieval.publish import INDEX_VERSION, TABLE_VERSION, build_index, publish_table
 from sidray.steps import Step, Summary, Work
+from sidray.tasks.own import own_versions
+from sidray.training.settings import StageSettings
 
 Run = Callable[[Work], Summary]
 
@@ -94,6 +96,12 @@ class Builder(ABC):
         inputs = self._same("catalogue", "embed", "sids")
         self._add("table", partial(publish_table, key), TABLE_VERSION, {"key": key}, inputs)
         self._add("index", partial(build_index, key), INDEX_VERSION, {"key": key}, self._same("table"))
+
+
+def dump_stage(stage: StageSettings) -> Values:
+    """JSON values of a stage, with the versions of the tasks in it that are a user's own."""
+    versions = own_versions(stage.own_tasks)
+    return dump(stage) | ({"versions": versions} if versions else {})
 
 
 def dump(settings: Settings, include: set[str] | None = None) -> Values:

@@ -12,12 +12,12 @@ from sidray.config import Values
 from sidray.embedding.cache import GRID_VERSION, NOTE_VERSION, grid_cache, note_cache
 from sidray.embedding.note_embed import VERSION as EMBED_VERSION
 from sidray.embedding.note_embed import embed_notes, zero_shot
-from sidray.graph_base import Builder, dump
+from sidray.graph_base import Builder, dump, dump_stage
 from sidray.models.note_inputs import NOTE_COLUMNS
 from sidray.models.note_settings import NoteInputs, NoteSettings, PromptStyle
 from sidray.models.sources import NOTES
 from sidray.steps import Step
-from sidray.training.module import columns_of
+from sidray.training.module import check_columns, columns_of
 from sidray.training.run import StageRun
 from sidray.training.saliency import VERSION as SALIENCY_VERSION
 from sidray.training.saliency import check_word, saliency_step
@@ -82,8 +82,9 @@ class NotesBuilder(Builder):
 
     def _stage(self, stage: StageSettings, start: str) -> str:
         recipe = self.recipe
+        check_columns(stage, ("pairs",), frozenset({*NOTE_COLUMNS, "related"}))
         config: Values = {
-            "stage": dump(stage),
+            "stage": dump_stage(stage),
             "model": dump(recipe.model),
             "training": dump(recipe.training, {"precision", "clip", "valid_rows"}),
             "shuffle": recipe.controls.shuffle_images,
@@ -119,7 +120,7 @@ class NotesBuilder(Builder):
         recipe = self.recipe
         check_word(recipe.model)
         config: Values = {
-            "stage": dump(stage),
+            "stage": dump_stage(stage),
             "model": dump(recipe.model),
             "shuffle": recipe.controls.shuffle_images,
             "notes": recipe.evaluation.saliency_notes,

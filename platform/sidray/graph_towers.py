@@ -10,12 +10,14 @@ from sidray.embedding.cache import TEXT_VERSION as TEXT_CACHE_VERSION
 from sidray.embedding.cache import image_cache, text_cache
 from sidray.embedding.embed import VERSION as EMBED_VERSION
 from sidray.embedding.run import embed_step
-from sidray.graph_base import Builder, dump
+from sidray.graph_base import Builder, dump, dump_stage
+from sidray.models.fetch import COLUMNS, OF_CLICKS, SIDS
 from sidray.retrieval.negatives import VERSION as NEGATIVES_VERSION
 from sidray.retrieval.negatives import mine
 from sidray.steps import Step
 from sidray.tokenizers.embeddings import VERSION as TOKENS_VERSION
 from sidray.tokenizers.run import ASSIGN_VERSION, FIT_VERSION, assign, fit
+from sidray.training.module import check_columns, columns_of, rows_of
 from sidray.training.run import StageRun
 from sidray.training.settings import StageSettings
 from sidray.training.stage import VERSION as STAGE_VERSION
@@ -64,11 +66,12 @@ class TowersBuilder(Builder):
 
     def _stage(self, stage: StageSettings, start: str, extra: tuple[str, ...] = ()) -> str:
         recipe = self.recipe
+        check_columns(stage, ("clicks", "items"), self._there(stage, sids=bool(extra)))
         config: Values = {
-            "stage": dump(stage),
+            "stage": dump_stage(stage),
             "model": dump(recipe.model),
             "training": dump(recipe.training, {"precision", "clip", "valid_rows"}),
-            "shuffle": recipe.controls.shuffle_images if stage.uses_images else None,
+            "shuffle": recipe.controls.shuffle_images if "image" in columns_of(stage) else None,
         }
         if extra:
             config |= dump(recipe.tokenizer, set(_TOKENS)) | {"tokens": TOKENS_VERSION}
@@ -77,6 +80,12 @@ class TowersBuilder(Builder):
         if stage.name in recipe.evaluation.after:
             self._embed(f"after-{stage.name}", role, stage.item, extra)
         return role
+
+    def _there(self, stage: StageSettings, sids: bool) -> frozenset[str]:
+        """The columns that tasks of the stage may read."""
+        there = COLUMNS if sids else COLUMNS - SIDS
+        there = there if "image-weights" in self.steps else there - {"image"}
+        return there if rows_of(stage) == "clicks" else there - OF_CLICKS
 
     def _embed(self, role: str, towers: str, item: str, extra: tuple[str, ...] = ()) -> None:
         recipe = self.recipe
@@ -98,12 +107,17 @@ class TowersBuilder(Builder):
 
     def _sid_stages(self) -> None:
         recipe = self.recipe
-        if any(stage.uses_negatives for stage in recipe.sid_stages):
+        if any(map(_mines, recipe.sid_stages)):
             run = partial(mine, recipe.negatives.count, recipe.embedding)
             inputs = {"catalogue": "catalogue", "embed": "pretrained"}
             self._add("negatives", run, NEGATIVES_VERSION, dump(recipe.negatives), inputs)
         towers = self._continue("final-towers") or "pretrained-towers"
         for stage in recipe.sid_stages:
-            extra = ("sids", "tokenizers", "negatives") if stage.uses_negatives else ("sids", "tokenizers")
+            extra = ("sids", "tokenizers", "negatives") if _mines(stage) else ("sids", "tokenizers")
             towers = self._stage(stage, towers, extra)
         self.steps["final-towers"] = self.steps[towers]
+
+
+def _mines(stage: StageSettings) -> bool:
+    """Whether it reads hard negatives."""
+    return "negatives" in columns_of(stage)

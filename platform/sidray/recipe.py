@@ -18,52 +18,59 @@ from sidray.errors import UserError, nearest
 from sidray.evaluation.settings import EvaluationSettings
 from sidray.models.settings import ModelSettings
 from sidray.tokenizers.settings import TokenizerSettings
-from sidray.training.settings import StageSettings, TrainingSettings
+from sidray.training.settings import NOTE_TASKS, TOWER_TASKS, StageSettings, TrainingSettings
 
 NO_IMAGES = "none"  # model.image.weights of a text-only model
 
 
 class RunsSettings(Settings):
-    """Where steps and runs are kept: any URI that pyarrow.fs opens."""
+    """Where steps and runs are kept."""
 
     root: str = "./sidray-runs"
+    """Any URI that pyarrow.fs opens: a path, s3://, gs://."""
 
 
 class ControlSettings(Settings):
-    """Negative controls. `shuffle_images`: seed of one fixed permutation of the pictures, before training.
-    `random_images`: seed of random image vectors at embedding time (SMGR, table 2)."""
+    """Negative controls: what pictures are worth."""
 
     shuffle_images: int | None = None
+    """Seed of one fixed permutation of the pictures, before training; null: none."""
     random_images: int | None = None
+    """Seed of random image vectors at embedding time (SMGR, table 2); null: none."""
 
 
 class NegativeSettings(Settings):
-    """Hard negatives mined for each train click."""
+    """Hard negatives: relevant by score, never clicked for the query in train."""
 
     count: Annotated[int, Field(gt=0)] = 16
+    """How many are mined for each train click."""
 
 
 class Recipe(Settings):
-    """`stages`: pretraining; `sid_stages`: after the semantic IDs (empty: the pretraining towers serve).
-    `init_from`: a finished run whose weights and codebooks this one continues from (its folder). `seeds`, of recipes on
-    pairs: everything is trained once for each, which takes the place of model.seed and every stage's; the tables show
-    means over them, the first one serves."""
+    """Everything that a run depends on."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
-    label: str = "model"  # of its row in the tables
+    """Of the run folder, with a hash of all values behind it."""
+    label: str = "model"
+    """Of its row in the tables."""
     runs: RunsSettings = RunsSettings()
     data: DataSettings = DataSettings()
     model: ModelSettings = ModelSettings()
     training: TrainingSettings = TrainingSettings()
     stages: list[StageSettings] = Field(default_factory=list)
+    """Pretraining, one after the other."""
     tokenizer: TokenizerSettings = TokenizerSettings()
     sid_stages: list[StageSettings] = Field(default_factory=list)
+    """After the semantic IDs; empty: no semantic IDs, the pretraining towers serve."""
     negatives: NegativeSettings = NegativeSettings()
     embedding: EmbeddingSettings = EmbeddingSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     controls: ControlSettings = ControlSettings()
     init_from: str = ""
+    """Folder of a finished run whose weights and codebooks this one continues from."""
     seeds: list[int] = Field(default_factory=list)
+    """Of recipes on pairs: all is trained once for each, in place of every other seed; the tables show means, the first
+    one serves."""
 
     @model_validator(mode="after")
     def _whole(self) -> Recipe:
@@ -73,7 +80,7 @@ class Recipe(Settings):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"stage names must differ: {twice[0]} occurs twice")
-        early = [stage.name for stage in self.stages if stage.uses_sids or stage.uses_negatives]
+        early = [stage.name for stage in self.stages if stage.uses_sids]
         if early:
             raise ValueError(f"stage {early[0]} needs SIDs, which exist only in sid_stages")
         if self.model.image.weights == NO_IMAGES and (name := self._stage_with_images()):
@@ -85,7 +92,7 @@ class Recipe(Settings):
         """An MLRM learns from pairs, towers from clicks."""
         note = self.model.note
         for stage in self.stages:
-            if stage.on_pairs != (note is not None):
+            if (NOTE_TASKS if note is None else TOWER_TASKS) & set(stage.tasks):
                 wanted = "note2note, note2note_visual and omni" if note else "query2item and the like"
                 raise ValueError(f"stage {stage.name}: a model {'with' if note else 'without'} model.note has {wanted}")
             if "note2note_visual" in stage.tasks and note is not None and not note.micl:
@@ -110,6 +117,11 @@ class Recipe(Settings):
             return self.model_copy(update={"model": model, "stages": stages})
 
         return [seeded(seed) for seed in self.seeds]
+
+    @property
+    def own_tasks(self) -> list[str]:
+        """Tasks of a user's own that its stages name."""
+        return [task for stage in (*self.stages, *self.sid_stages) for task in stage.own_tasks]
 
     def _stage_with_images(self) -> str:
         """The first stage that reads pictures, "" when there is none."""

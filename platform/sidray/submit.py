@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import sys
 import tempfile
 import time
@@ -73,14 +74,17 @@ def submit(recipe: str, overrides: Sequence[str], address: str, environment: Seq
     """Starts `sidray run` of the recipe as a job. `environment`: NAME (its value here) or NAME=VALUE, for the job.
 
     UserError for a mistake in the recipe, which is found before anything is sent; for a path that only this machine
-    knows; for a NAME that is not set."""
+    knows; for a NAME that is not set. The modules of tasks of the user's own go along, unless they are installed."""
     from sidray.recipe import load_recipe
 
-    _, _, values = load_recipe(recipe, list(overrides))
+    loaded, variants, values = load_recipe(recipe, list(overrides))
     refuse_relative(values)
+    modules = _modules([task for each in (loaded, *variants.values()) for task in each.own_tasks])
     variables = dict(map(variable, environment))
     client = connect(address)
     with tempfile.TemporaryDirectory() as folder:
+        for module in modules:
+            _copy(module, Path(folder) / module.name)
         (Path(folder) / RECIPE).write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
         runtime_env = {
             "working_dir": folder,
@@ -94,6 +98,21 @@ def submit(recipe: str, overrides: Sequence[str], address: str, environment: Seq
             metadata={"recipe": str(values["name"])},
         )
     return Job(client, job)
+
+
+def _modules(own_tasks: list[str]) -> list[Path]:
+    if not own_tasks:
+        return []
+    from sidray.tasks.own import own_modules
+
+    return own_modules(own_tasks)
+
+
+def _copy(module: Path, to: Path) -> None:
+    if module.is_dir():
+        shutil.copytree(module, to, ignore=shutil.ignore_patterns(*_LEFT_OUT))
+    else:
+        shutil.copy(module, to)
 
 
 def refuse_relative(values: Values) -> None:

@@ -23,14 +23,18 @@ RESERVED = (*CONTRACT["items"], "image_id", "")
 
 
 class CooccurrenceSettings(Settings):
-    """How events relate items (cooccurrence.py, NoteLLM-2 section 2.3): which actions are a view and which a click, the
-    bounds outside of which a score is an outlier, and how many companions an item keeps."""
+    """How events relate items where there are events and no pairs (cooccurrence.py, NoteLLM-2 section 2.3)."""
 
     view_actions: tuple[str, ...] = ("exposure", "click", "conversion")
+    """Actions that say that a user saw an item."""
     click_actions: tuple[str, ...] = ("click", "conversion")
+    """Actions that say that a user chose it after what was seen before."""
     low: float = Field(0.01, ge=0)
+    """Scores below are outliers and give no pair."""
     up: float = Field(30.0, gt=0)
+    """Scores above are outliers and give no pair."""
     top: int = Field(3, ge=1)
+    """Companions that an item keeps, those with the best scores."""
 
     @model_validator(mode="after")
     def _possible(self) -> CooccurrenceSettings:
@@ -45,21 +49,36 @@ class DataSettings(Settings):
     """What a user brings (contract tables) and the rules for reading it."""
 
     source: Literal["tables", "pictograms", "hm"] = "pictograms"
-    items: str = ""  # URIs of contract tables: a Parquet file, a folder of them, or a Lance dataset
+    """`tables`: yours, named below; `pictograms`: the embedded catalogue; `hm`: the H&M articles in `folder`."""
+    items: str = ""
+    """URI of the item table: a Parquet file, a folder of them, or a Lance dataset."""
     clicks: str = ""
+    """URI of the clicks, in one of the same forms."""
     pairs: str = ""
+    """URI of the pairs of related items, in one of the same forms."""
     events: str = ""
-    cooccurrence: CooccurrenceSettings = CooccurrenceSettings()  # makes the pairs where events are given and no pairs
-    folder: str = ""  # source hm: the Kaggle folder, or a prepared one with items/, clicks.parquet, ...
-    text_fields: list[str] = Field([])  # further text columns of the items that are kept, in the order of the prompt
-    columns: dict[str, str] = Field({})  # contract column -> the user's name for it
+    """URI of the events, in one of the same forms."""
+    cooccurrence: CooccurrenceSettings = CooccurrenceSettings()
+    folder: str = ""
+    """For `hm`: URI of the Kaggle folder, or of a prepared one with items/, clicks.parquet, ..."""
+    text_fields: list[str] = Field([])
+    """Text columns of the items that enter the prompt after the title, in this order."""
+    columns: dict[str, str] = Field({})
+    """Column of the contract -> your table's name for it."""
     max_image_pixels: int = Field(50_000_000, ge=1)
-    max_bad_fraction: float = Field(0.05, ge=0, le=1)  # share of quarantined rows of one table that fails the job
-    image_size: int = Field(96, ge=16, le=1024)  # pixels; the size at which pictograms are drawn
-    limit: int | None = Field(None, ge=1)  # the first N items only, and what refers to them
+    """Pixels; a larger picture is a bad row."""
+    max_bad_fraction: float = Field(0.05, ge=0, le=1)
+    """Share of bad rows of a table above which the run ends."""
+    image_size: int = Field(96, ge=16, le=1024)
+    """Pixels at which pictograms are drawn, in width and in height."""
+    limit: int | None = Field(None, ge=1)
+    """Only the first N items, and what refers to them; null: all."""
     seed: int = Field(0, ge=0)
-    valid_fraction: float = Field(0.1, ge=0, lt=1)  # used when the clicks or pairs carry no split
+    """Of the hash that splits clicks and pairs without a split and without a time."""
+    valid_fraction: float = Field(0.1, ge=0, lt=1)
+    """Share of the rows held out for validation, where they carry no split."""
     test_fraction: float = Field(0.15, ge=0, lt=1)
+    """Share of the rows held out for the test, where they carry no split."""
 
     @model_validator(mode="after")
     def _consistent(self) -> DataSettings:

@@ -11,13 +11,18 @@ from sidray.models.settings import Precision
 
 
 class EmbeddingSettings(Settings):
-    """`actors` encode batches of `batch_size` rows; each has `cpus` (also torch's threads) and `gpus`. `precision`: of
-    LM and heads wherever vectors are made: caches of lower layers, the catalogue's vectors, the service. `shard_rows`:
-    of each file that `sidray embed` writes; a killed call has those that were finished."""
+    """The actor pool that encodes the whole catalogue, and what `sidray embed` is given. Only `precision` changes the
+    vectors."""
 
     actors: Annotated[int, Field(gt=0)] = 1
+    """Processes that encode."""
     cpus: Annotated[float, Field(gt=0)] = 1.0
+    """CPUs of each actor, and torch's threads in it."""
     gpus: Annotated[float, Field(ge=0)] = 0.0
+    """GPUs of each actor."""
     batch_size: Annotated[int, Field(gt=0)] = 128
+    """Rows that an actor encodes at once."""
     precision: Precision = "fp32"
+    """Of LM and heads wherever vectors are made: caches of lower layers, the catalogue's vectors, the service."""
     shard_rows: Annotated[int, Field(gt=0)] = 4096
+    """Rows of each file that `sidray embed` writes; a killed call keeps the files that were finished."""

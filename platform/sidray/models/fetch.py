@@ -184,5 +184,8 @@ class Fetch:
         return {**batch_of(segments, "negatives"), "negatives.valid": torch.from_numpy(valid)}
 
 
+SIDS = frozenset({"item", "doc2docid", "causal_sids", "negatives"})  # columns that need semantic IDs
 _ITEM_TEXT = frozenset({"text", "item", "doc2docid", "causal", "causal_sids"})
 _QUERY_TEXT = frozenset({"query", "causal", "causal_sids"})
+OF_CLICKS = _QUERY_TEXT | {"clicked", "negatives"}  # columns that item rows lack
+COLUMNS = frozenset({"image", "text"}) | SIDS | OF_CLICKS

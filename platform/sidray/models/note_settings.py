@@ -14,16 +14,22 @@ PromptStyle = Literal["micl", "basic", "text", "image"]
 
 
 class ConnectorSettings(Settings):
-    """The Q-Former between vision encoder and LM (NoteLLM-2, table 9): `queries` is L_c, the number of visual
-    embeddings; every `cross_attention_every`-th layer looks at the picture, the first one included."""
+    """The Q-Former between vision encoder and LM (NoteLLM-2, table 9)."""
 
     queries: Positive = 16
+    """L_c: visual embeddings of a picture."""
     layers: Positive = 6
+    """Its layers."""
     cross_attention_every: Positive = 2
+    """One layer in so many looks at the picture, the first one included."""
     width: Positive = 768
+    """Of its states; a multiple of `heads`."""
     heads: Positive = 12
+    """Attention heads of a layer."""
     intermediate: Positive = 3072
+    """Width of a layer's feed-forward part."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Share of the states that is set to zero in training."""
 
     @model_validator(mode="after")
     def _divisible(self) -> ConnectorSettings:
@@ -33,29 +39,33 @@ class ConnectorSettings(Settings):
 
 
 class NoteSettings(Settings):
-    """How a note (an item with its text and its picture) is compressed into one vector (NoteLLM-2, sections 2.2, 3).
-
-    `early`: the picture enters the LM, as visual embeddings of the connector. `micl`: the prompt compresses the picture
-    first and the whole note after it. `late`: a gate mixes the picture's own vector into the compressed word (7).
-    `inputs`: what the model is shown. `early: false` with `inputs: image` is the vision encoder alone.
-    `dropout`: of the compressed words and of the picture's whole where they meet; small catalogues are over-fitted
-    without (the paper has none). `standardise`: their mean over notes is taken off and their deviation divided out, as
-    they are before training; where few layers are trained, what all notes share is nearly all there is. `max_words`:
-    text column -> where it is cut (the paper: title 20, content 80). `opening` and `instruction` stand
-    around the note in every prompt."""
+    """How a note (an item with its text and its picture) is compressed into one vector (NoteLLM-2, sections 2.2, 3)."""
 
     inputs: NoteInputs = "multimodal"
+    """What the model is shown; `image` with `early: false` is the vision encoder alone."""
     early: bool = True
+    """Whether the picture enters the LM, as visual embeddings of the connector."""
     micl: bool = True
+    """Whether the prompt compresses the picture first and the whole note after it."""
     late: bool = True
+    """Whether a gate mixes the picture's own vector into the compressed word (7)."""
     dimension: Positive = 64
-    temperature: float = 3.0  # tau of (1) at the start: similarities are multiplied by exp(tau)
+    """Of the vectors."""
+    temperature: float = 3.0
+    """tau of (1) at the start: similarities are multiplied by exp(tau)."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Of the compressed words and of the picture's whole where they meet; small catalogues are over-fitted without (the
+    paper has none)."""
     standardise: bool = False
+    """Whether their mean over notes is taken off and their deviation divided out, as they are before training; where
+    few layers are trained, what all notes share is nearly all there is."""
     connector: ConnectorSettings = ConnectorSettings()
     max_words: dict[str, Positive] = Field(default_factory=lambda: {"title": 20, "content": 80})
+    """Text column -> words after which it is cut (the paper: title 20, content 80)."""
     opening: str = "Note content: "
+    """What stands before the note in every prompt."""
     instruction: str = '. Compress this note into one word:"'
+    """What stands after it."""
 
     @model_validator(mode="after")
     def _possible(self) -> NoteSettings:

@@ -15,23 +15,26 @@ Precision = Literal["fp32", "bf16"]
 
 
 class TextSettings(Settings):
-    """The causal LM that both towers share.
-
-    `weights`: "random" (built from `config`, with a BPE tokenizer trained on the catalogue), a local folder, a .gguf
-    file, "smollm2-135m-instruct" (from its package), or a hub name. `layers` keeps the lowest N; of those the lowest
-    `frozen_layers` are computed once and cached. `pooling`: the state at EOS, of an MLRM at the compressed word (the
-    papers), or the mean over all tokens, of an MLRM over those that a word compresses, which few trained layers learn
-    faster.
-    """
+    """The causal LM that both towers share."""
 
     weights: str = "random"
+    """`random` (built from `config`), a folder, a .gguf file, `smollm2-135m-instruct` (from its package), or a hub
+    name."""
     config: dict[str, Any] = Field(default_factory=dict)
+    """Of random weights: the LM's Hugging Face configuration."""
     vocabulary: Positive = 4096
+    """Of random weights: tokens of the BPE tokenizer that is trained on the catalogue."""
     layers: Positive | None = None
+    """How many of the lowest layers are kept; null: all."""
     frozen_layers: Annotated[int, Field(ge=0)] = 0
+    """How many of those, from below, are not trained: their states are computed once and cached."""
     pooling: Literal["eos", "mean"] = "eos"
+    """`eos`: the state at EOS, of an MLRM at the compressed word (the papers); `mean`: over the tokens, which few
+    trained layers learn faster."""
     max_tokens: Positive = 64
+    """Tokens of an item, EOS included; its fields are cut from the end."""
     max_query_tokens: Positive = 32
+    """Tokens of a query, EOS included."""
 
     @model_validator(mode="after")
     def _cut(self) -> TextSettings:
@@ -43,16 +46,20 @@ class TextSettings(Settings):
 
 
 class ImageSettings(Settings):
-    """The image encoder: "random" (a ViT or CLIP vision tower from `config`), a folder, a hub name, or
-    "efficientnet-lite0" / "efficientnet-lite2" from their packages; "none" for a text-only model. A frozen trunk is
-    computed once and cached. `pool`: "last" = the tower's own pooled output, "stages" = the means of all stages of an
-    EfficientNet, which keep the colours."""
+    """The image encoder."""
 
     weights: str = "random"
+    """`random` (a ViT or CLIP vision tower from `config`), a folder, a hub name, `efficientnet-lite0` or
+    `efficientnet-lite2` (from their packages); `none`: a text-only model."""
     config: dict[str, Any] = Field(default_factory=dict)
+    """Of random weights: the vision tower's Hugging Face configuration."""
     size: Positive = 224
+    """Pixels that a picture is scaled to, in width and in height."""
     frozen: bool = False
+    """Whether the encoder is not trained: its features are computed once and cached."""
     pool: Literal["last", "stages"] = "last"
+    """`last`: the tower's own pooled output; `stages`: the means of all stages of an EfficientNet, which keep the
+    colours."""
 
     @model_validator(mode="after")
     def _has_stages(self) -> ImageSettings:
@@ -62,12 +69,16 @@ class ImageSettings(Settings):
 
 
 class Prompts(Settings):
-    """Templates. An item reads title, fields, and when it has SIDs the text of `sids` and its SID tokens."""
+    """Templates of what the towers read."""
 
     query: str = "Query: {query}"
+    """Of a query."""
     title: str = "Title: {title}"
+    """How an item begins."""
     field: str = " {field}: {value}"
+    """Of each of its `data.text_fields` that is not empty."""
     sids: str = " SIDs:"
+    """What stands before its SID tokens, when it has some; empty where `text.frozen_layers` > 0."""
 
     @field_validator("query", "title", "field")
     @classmethod
@@ -80,22 +91,25 @@ class Prompts(Settings):
 
 
 class Fusion(Settings):
-    """h_item = h_text + h_image; `normalise` L2-normalises each first, else the larger norm silences the other."""
+    """h_item = h_text + h_image."""
 
     normalise: bool = True
+    """Whether each is L2-normalised first; else the larger norm silences the other."""
 
 
 class ModelSettings(Settings):
-    """`mlp`: widths of MLP_Q's and MLP_I's layers after the input; the last one is the dimension of the service.
-    `note`: an MLRM (NoteLLM-2) in place of the two towers; `prompts`, `fusion` and `mlp` are the towers' alone."""
+    """Two towers, or with `note` an MLRM (NoteLLM-2); `prompts`, `fusion` and `mlp` are the towers' alone."""
 
     text: TextSettings = TextSettings()
     image: ImageSettings = ImageSettings()
     prompts: Prompts = Prompts()
     fusion: Fusion = Fusion()
     mlp: Annotated[list[Positive], Field(min_length=1)] = Field(default_factory=lambda: [512, 256, 128])
+    """Widths of MLP_Q's and MLP_I's layers after the input; the last one is the dimension of the vectors."""
     note: NoteSettings | None = None
+    """Null: two towers that learn from clicks; else an MLRM that learns from pairs."""
     seed: int = 0
+    """Of random weights, projections and heads."""
 
     @model_validator(mode="after")
     def _note_has_pictures(self) -> ModelSettings:

@@ -46,8 +46,8 @@ Inputs = Annotated[
 
 
 class EmbeddingsRequest(Body):
-    model: Text
-    input: Inputs
+    model: Text = Field(description="id of a served model: GET /v1/models lists them")
+    input: Inputs = Field(description="what becomes vectors, in this order")
     dimensions: int | None = Field(None, description="only the model's own dimension: it was trained for no other")
     encoding_format: Literal["float", "base64"] = "float"
     user: Text | None = Field(None, description="accepted as OpenAI's clients send it; has no effect")

@@ -52,7 +52,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 }
 _PICTURE: dict[int | str, dict[str, Any]] = {200: {"content": {"image/jpeg": {}}, "description": "a thumbnail"}}
 _CACHE_PICTURE = {"Cache-Control": "private, max-age=60", "X-Content-Type-Options": "nosniff"}
-_PIN = "the run that is to answer; by default the shares of the traffic decide"
+_PIN = "the run that is to answer; without it the shares of the traffic decide"
 router = APIRouter(responses=_ERRORS)
 probes = APIRouter()
 

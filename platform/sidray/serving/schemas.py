@@ -40,7 +40,7 @@ class Scope(Body):
     """What every request for hits may say: where, how many, and how fresh."""
 
     partition: Name | Names | None = Field(None, description="search only here; absent or empty: everywhere")
-    k: Annotated[int, Field(ge=1, le=MAX_K)] = 10
+    k: Annotated[int, Field(ge=1, le=MAX_K)] = Field(10, description="how many hits")
     with_fields: Names = Field(default_factory=list, description="further columns of each hit")
     min_table_version: Annotated[int, Field(ge=0)] = Field(
         0, description="answer from at least this table version, as a write returned it; 503 if that takes over 2 s"

@@ -21,27 +21,39 @@ class TokenizerSettings(Settings):
     """SMGR, appendix B, gives levels, entries, hidden, beta and gamma; the rest is not stated there."""
 
     kind: Literal["rqvae", "rkmeans"] = "rqvae"
+    """RQ-VAE (the paper), or residual k-means."""
     levels: PositiveInt = 3
-    # Codes per level: one number, or one per modality. A list is chosen from on validation: the smallest size whose
-    # reconstructions lose at most 1 % of the best size's recall.
+    """Codes of a modality in an item's SIDs."""
     entries: Choice | dict[str, Choice] = 32
-    # Widths of the RQ-VAE's encoder per modality, the width of the vectors FIRST, the width of the codes last:
-    # [128, 64, 32] is Linear(128, 64), ReLU, Linear(64, 32), and the decoder is its mirror. A modality that is
-    # absent, or has [], gets d, 3d/4, d/2, d/4; for d = 1024 that is the paper's [1024, 768, 512, 256].
+    """Codes per level: one number, or one per modality; of a list validation chooses the smallest that loses at most
+    1 % of the best one's recall."""
     hidden: dict[str, Pyramid] = Field(default_factory=dict)
-    beta: NonNegativeFloat = 0.25  # weighs codebook and commitment terms, eq. (14)
-    gamma: NonNegativeFloat = 0.25  # weighs the commitment term once more: its weight is beta * gamma
+    """Modality (text, image, item) -> widths of the RQ-VAE's encoder, from the vectors' to the codes'; absent or []: d,
+    3d/4, d/2, d/4, which is the paper's for d = 1024. The decoder is its mirror."""
+    beta: NonNegativeFloat = 0.25
+    """Weighs codebook and commitment terms, eq. (14)."""
+    gamma: NonNegativeFloat = 0.25
+    """Weighs the commitment term once more: its weight is beta * gamma."""
     epochs: PositiveInt = 60
+    """Passes over the training vectors."""
     batch_size: PositiveInt = 256
+    """Vectors of a step."""
     lr: PositiveFloat = 3e-3
-    weight_decay: NonNegativeFloat = 1e-4  # on the matrices of encoder and decoder alone
+    """Learning rate."""
+    weight_decay: NonNegativeFloat = 1e-4
+    """On the matrices of encoder and decoder alone."""
     seed: NonNegativeInt = 0
-    dead_code_after: PositiveInt = 100  # optimiser steps without a single row, after which a code is seeded anew
-    min_utilisation: Annotated[float, Field(ge=0, le=1)] = 0.5  # share of each level's codes that items must use
-    # How its tokens start in the LM: at random as in the paper, or as their codebook vectors, turned into its width.
+    """Of k-means, encoder, decoder and the order of the vectors."""
+    dead_code_after: PositiveInt = 100
+    """Steps without a single vector after which a code is seeded anew."""
+    min_utilisation: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Share of each level's codes that items must use; below it the run ends."""
     token_start: Literal["random", "codebook"] = "random"
-    token_lr: PositiveFloat = 1.0  # learning rate of the tokens' embeddings, as a share of the stage's
-    standardise: bool = True  # zero mean and unit variance per dimension, by the training vectors
+    """How its tokens start in the LM: at random (the paper), or as their codebook vectors, turned into its width."""
+    token_lr: PositiveFloat = 1.0
+    """Learning rate of the tokens' embeddings, as a share of the stage's."""
+    standardise: bool = True
+    """Whether vectors get zero mean and unit variance per dimension, by the training vectors."""
 
     def sizes_of(self, modality: str) -> list[int]:
         """Codebook sizes to choose from, ascending. Raises UserError when `entries` lists others only."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 from torch import Tensor, nn
 
+from sidray.errors import UserError
 from sidray.models.mlrm import Mlrm
 from sidray.models.towers import Towers
 from sidray.models.trained import TrainedModel, set_trainable
@@ -27,6 +28,11 @@ class StageModule(nn.Module):
         self.stage = stage
         self.chunk = chunk
         self.tasks: dict[Task[Any], float] = {make_task(name, stage): weight for name, weight in stage.tasks.items()}
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Of each task in the loss, by the name that its metrics carry."""
+        return {task.name: weight for task, weight in self.tasks.items()}
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         return self.run(batch, list(self.tasks))
@@ -51,8 +57,27 @@ class StageModule(nn.Module):
 
 def columns_of(stage: StageSettings) -> frozenset[str]:
     """All inputs that the stage's tasks read."""
+    return frozenset().union(*(columns for _, columns in _read(stage)))
+
+
+def check_columns(stage: StageSettings, rows: Iterable[Rows], there: frozenset[str]) -> None:
+    """UserError for a task whose rows are not among `rows`, or which reads a column that is not there. (The shipped
+    ones are checked earlier, when the recipe is loaded.)"""
+    names = [task.name for task, _ in _read(stage)]
+    if len(set(names)) < len(names):
+        raise UserError(f"stage {stage.name}: two of its tasks have one name: {names}", "give yours another `name`")
+    for task, columns in _read(stage):
+        where = f"stage {stage.name}: task {task.name}"
+        if task.rows not in rows:
+            raise UserError(f"{where} has rows = {task.rows!r}", f"here it must be {' or '.join(map(repr, rows))}")
+        if missing := sorted(columns - there):
+            raise UserError(f"{where} reads {missing[0]}, which is not there", f"there are {', '.join(sorted(there))}")
+
+
+def _read(stage: StageSettings) -> list[tuple[Task[Any], frozenset[str]]]:
+    """The stage's tasks, and what each reads."""
     tasks = [make_task(name, stage) for name in stage.tasks]
-    return frozenset().union(*(task.columns(stage.item) for task in tasks))
+    return [(task, task.columns(stage.item)) for task in tasks]
 
 
 def rows_of(stage: StageSettings) -> Rows:

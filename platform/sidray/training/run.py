@@ -12,6 +12,7 @@ from sidray.errors import UserError
 from sidray.models.sources import sources_of
 from sidray.steps import Chained, Summary, Work
 from sidray.tokenizers.run import sid_count
+from sidray.training.module import columns_of
 from sidray.training.settings import StageSettings
 from sidray.training.stage import run_stages
 from sidray.training.worker import TOWERS, StageJob
@@ -30,7 +31,7 @@ class StageRun(Chained):
 
     def together(self, runs: Sequence[StageRun], works: Sequence[Work]) -> list[Summary]:
         note = self.recipe.model.note
-        looking = [run.stage.name for run in runs if (run.stage.uses_images if note is None else note.looks)]
+        looking = [run.stage.name for run in runs if ("image" in columns_of(run.stage) if note is None else note.looks)]
         if looking:
             _check_pictures(works[0].inputs["catalogue"], looking[0], _TEXT_ALONE if note is None else _NOTE_TEXT_ALONE)
         jobs = [run.job(work) for run, work in zip(runs, works, strict=True)]

@@ -1,6 +1,6 @@
 """Held-out metrics of a stage, and the score that picks its best towers.
 
-metrics = validate(module, batch, batch_size=32);  score_of(metrics, stage.tasks)
+metrics = validate(module, batch, batch_size=32);  score_of(metrics, module.weights)
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from torch import Tensor
 
 from sidray.training.group import averaged
 from sidray.training.module import StageModule
-from sidray.training.settings import NoteTaskName, TaskName
 
 
 @torch.no_grad()
@@ -44,7 +43,7 @@ def _rows(batch: Mapping[str, Tensor], start: int, size: int) -> dict[str, Tenso
     return out
 
 
-def score_of(metrics: Mapping[str, float], tasks: Mapping[TaskName | NoteTaskName, float]) -> float:
+def score_of(metrics: Mapping[str, float], tasks: Mapping[str, float]) -> float:
     """What picks the best checkpoint: held-out R@10 of the contrastive tasks, else token accuracy, each task counted by
     its weight in the loss."""
     for metric in ("R@10", "token accuracy"):

@@ -74,13 +74,14 @@ class StageJob:
         stage = self.stage
         if rows == "pairs":
             return NoteFetch(self.sources, self.model, rows, columns_of(stage))
+        columns = columns_of(stage)
         return Fetch(
             self.sources,
             self.model,
             rows,
-            columns_of(stage),
+            columns,
             drop_text=stage.drop_text,
-            hard_negatives=stage.hard_negatives if stage.uses_negatives else 0,
+            hard_negatives=stage.hard_negatives if "negatives" in columns else 0,
             seed=stage.seed,
         )
 
@@ -214,7 +215,7 @@ class StageLoop:
         local = self.schedule.batch_size // self.schedule.workers
         metrics = validate(self.module, self.valid, local) if self.valid else {}
         # without validation rows the last step counts
-        score = score_of(metrics, self.job.stage.tasks) if metrics else float(self.record.step)
+        score = score_of(metrics, self.module.weights) if metrics else float(self.record.step)
         return self.record.validated(score, metrics)
 
     def _save(self, better: bool) -> None:
