@@ -9,7 +9,6 @@ import pytest
 import torch
 import yaml
 
-from sidray import storage
 from sidray.errors import UserError
 from sidray.finished import RunFolder
 from sidray.graph import build_graph
@@ -81,9 +80,9 @@ def test_the_example_trains(debug_run: str, monkeypatch: pytest.MonkeyPatch) -> 
     run = run_recipe(
         "smgr-debug", [own, "sid_stages=[]", "evaluation.after={}", f"runs.root={root}"], lambda line: None
     )
-    history = storage.read_json(storage.join(RunFolder.open(run.folder).output("pretrained-towers"), "history.json"))
-    assert history["history"][-1]["query2item_hidden/loss"] < history["history"][0]["query2item_hidden/loss"]
-    assert history["validation"][-1]["score"] == history["validation"][-1]["query2item_hidden/R@10"]
+    summary = RunFolder.open(run.folder).manifest("pretrained-towers")["summary"]
+    assert summary["last loss"] < summary["first loss"]
+    assert summary["held-out score"] == summary["validation"]["query2item_hidden/R@10"]
 
 
 def test_what_the_demo_trained_is_not_trained_again(monkeypatch: pytest.MonkeyPatch) -> None:
