@@ -68,6 +68,12 @@ def test_every_shipped_recipe_and_part_is_listed() -> None:
     assert {name for name in names if f"`{name}`" not in text} == set()
 
 
+def test_every_benchmark_is_listed() -> None:
+    scripts = {path.name for path in (ROOT / "jobs" / "bench").glob("*.py") if "__main__" in path.read_text()}
+    text = (ROOT / "docs" / "results.md").read_text()
+    assert {name for name in scripts if f"python jobs/bench/{name} " not in text} == set()
+
+
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.*")), ids=lambda path: path.name)
 def test_what_stands_in_examples_is_shown_and_short(path: Path) -> None:
     page = (ROOT / "docs" / "adding-a-system.md").read_text()
