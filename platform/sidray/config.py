@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sidray.errors import UserError, nearest
 
@@ -22,6 +22,12 @@ class Settings(BaseModel):
     """Base of every section of a recipe: immutable, and no unknown key passes."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def later(default: Any) -> Any:
+    """A field that its section got later: at its default it is left out of what is dumped, so that the keys of steps
+    that were made before it stay."""
+    return Field(default, exclude_if=lambda value: value == default)
 
 
 M = TypeVar("M", bound=Settings)

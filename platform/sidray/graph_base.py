@@ -96,6 +96,9 @@ class Builder(ABC):
         self._add("index", partial(build_index, key), INDEX_VERSION, {"key": key}, self._same("table"))
 
 
+SHOWN = {"shuffle_images", "random_images"}  # the controls that change what is embedded
+
+
 def dump(settings: Settings, include: set[str] | None = None) -> Values:
     """JSON values of a section, or of some of its keys."""
     return settings.model_dump(mode="json", include=include)

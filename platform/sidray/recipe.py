@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
-from sidray.config import Settings, Values, build, load_yaml, merge
+from sidray.config import Settings, Values, build, later, load_yaml, merge
 from sidray.data.settings import DataSettings
 from sidray.embedding.settings import EmbeddingSettings
 from sidray.errors import UserError, nearest
@@ -30,11 +30,14 @@ class RunsSettings(Settings):
 
 
 class ControlSettings(Settings):
-    """Negative controls. `shuffle_images`: seed of one fixed permutation of the pictures, before training.
-    `random_images`: seed of random image vectors at embedding time (SMGR, table 2)."""
+    """Negative controls, each the seed of what is drawn once. `shuffle_images`: a permutation of the pictures, before
+    training. `random_images`: random image vectors at embedding time (SMGR, table 2). `shuffle_sids`: a permutation of
+    the SIDs over the items, before the SID stages. `shuffle_pairs`: of the related items over the train pairs."""
 
     shuffle_images: int | None = None
     random_images: int | None = None
+    shuffle_sids: int | None = later(None)
+    shuffle_pairs: int | None = later(None)
 
 
 class NegativeSettings(Settings):
@@ -45,9 +48,9 @@ class NegativeSettings(Settings):
 
 class Recipe(Settings):
     """`stages`: pretraining; `sid_stages`: after the semantic IDs (empty: the pretraining towers serve).
-    `init_from`: a finished run whose weights and codebooks this one continues from (its folder). `seeds`, of recipes on
-    pairs: everything is trained once for each, which takes the place of model.seed and every stage's; the tables show
-    means over them, the first one serves."""
+    `init_from`: a finished run whose weights and codebooks this one continues from (its folder). `seeds`: everything is
+    trained once for each, which takes the place of model.seed, every stage's and the tokenizer's; the tables show means
+    over them, the first one serves."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
     label: str = "model"  # of its row in the tables
@@ -78,6 +81,10 @@ class Recipe(Settings):
             raise ValueError(f"stage {early[0]} needs SIDs, which exist only in sid_stages")
         if self.model.image.weights == NO_IMAGES and (name := self._stage_with_images()):
             raise ValueError(f"{name} needs pictures, and model.image.weights is {NO_IMAGES!r}")
+        if not self.tokenizer.modalities and (names := [s.name for s in self.sid_stages if "doc2docid" in s.tasks]):
+            raise ValueError(f"stage {names[0]}: doc2docid has nothing to predict where tokenizer.modalities is empty")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds names one twice: {self.seeds}")
         self._check_notes()
         return self
 
@@ -94,10 +101,6 @@ class Recipe(Settings):
                 raise ValueError(f"stage {stage.name}: omni needs model.note.early and inputs: multimodal")
         if note is not None and self.sid_stages:
             raise ValueError("sid_stages need towers: model.note has no semantic IDs")
-        if self.seeds and note is None:
-            raise ValueError("seeds is for recipes on pairs, which have model.note")
-        if len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"seeds names one twice: {self.seeds}")
 
     def with_seeds(self) -> list[Recipe]:
         """The recipe once for each of `seeds`; itself when there are none."""
@@ -105,9 +108,15 @@ class Recipe(Settings):
             return [self]
 
         def seeded(seed: int) -> Recipe:
-            stages = [stage.model_copy(update={"seed": seed}) for stage in self.stages]
-            model = self.model.model_copy(update={"seed": seed})
-            return self.model_copy(update={"model": model, "stages": stages})
+            one = {"seed": seed}
+            return self.model_copy(
+                update={
+                    "model": self.model.model_copy(update=one),
+                    "stages": [stage.model_copy(update=one) for stage in self.stages],
+                    "tokenizer": self.tokenizer.model_copy(update=one),
+                    "sid_stages": [stage.model_copy(update=one) for stage in self.sid_stages],
+                }
+            )
 
         return [seeded(seed) for seed in self.seeds]
 
@@ -163,13 +172,14 @@ def _with_stage_defaults(values: Values) -> Values:
 
 
 def _with_stage_overrides(values: Values, origin: str) -> Values:
-    """`stage_overrides`: stage name -> values that win over what the stage says; to change one stage
-    of a recipe that is extended, and for the command line. Raises UserError for a name that no stage has."""
+    """`stage_overrides`: stage name -> values that win over what the stage says; to change one stage of a recipe that
+    is extended, and for the command line. null in place of values takes the stage out, null in place of a task's weight
+    the task. Raises UserError for a name that no stage has."""
     values = dict(values)
     overrides = values.pop("stage_overrides", {})
     lists = {key: values[key] for key in ("stages", "sid_stages") if isinstance(values.get(key), list)}
     names = [stage.get("name") for stages in lists.values() for stage in stages if isinstance(stage, dict)]
-    if not isinstance(overrides, dict) or not all(isinstance(change, dict) for change in overrides.values()):
+    if not isinstance(overrides, dict) or not all(isinstance(change, dict | None) for change in overrides.values()):
         raise UserError(f"recipe {origin}: stage_overrides must map stage names to values", "see a shipped recipe")
     for name in overrides:
         if name not in names:
@@ -178,8 +188,16 @@ def _with_stage_overrides(values: Values, origin: str) -> Values:
                 f"recipe {origin}: stage_overrides.{name} names no stage{nearest(name, known)}", f"stages: {known}"
             )
     for key, stages in lists.items():
-        values[key] = [merge(s, overrides.get(s.get("name"), {})) if isinstance(s, dict) else s for s in stages]
+        kept = [s for s in stages if not (isinstance(s, dict) and overrides.get(s.get("name"), {}) is None)]
+        values[key] = [_overridden(s, overrides.get(s.get("name"), {})) if isinstance(s, dict) else s for s in kept]
     return values
+
+
+def _overridden(stage: Values, change: Values) -> Values:
+    merged = merge(stage, change)
+    if isinstance(merged.get("tasks"), dict):
+        merged["tasks"] = {name: weight for name, weight in merged["tasks"].items() if weight is not None}
+    return merged
 
 
 def _variant(values: Values, changes: dict[str, Values], name: str, seen: tuple[str, ...] = ()) -> Values:

@@ -163,10 +163,10 @@ def test_saved_ranks_are_compared(tmp_path: Path) -> None:
     for name, ranks in (("better", better), ("worse", worse)):
         save_ranks(str(tmp_path / f"{name}.parquet"), table, ranks)
     tables = [load_ranks(str(tmp_path / f"{name}.parquet")) for name in ("better", "worse")]
-    found = compare(*tables, metric="recall@5")
+    found = compare(tables[:1], tables[1:], metric="recall@5")
     assert found.difference == pytest.approx(recall(*better, 5).mean() - recall(*worse, 5).mean())
     assert found.significant
     with pytest.raises(UserError, match="different clicks"):
-        compare(tables[0], tables[1].slice(1))
+        compare(tables[:1], [tables[1].slice(1)])
     with pytest.raises(UserError, match="two distinct queries"):
         compare_clicks(np.ones(3), np.zeros(3), np.zeros(3, int))

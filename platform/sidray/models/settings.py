@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from sidray.config import Settings
+from sidray.config import Settings, later
 from sidray.models.note_settings import NoteSettings
 
 Positive = Annotated[int, Field(gt=0)]
@@ -80,9 +80,11 @@ class Prompts(Settings):
 
 
 class Fusion(Settings):
-    """h_item = h_text + h_image; `normalise` L2-normalises each first, else the larger norm silences the other."""
+    """h_item = h_text + h_image; `normalise` L2-normalises each first, else the larger norm silences the other. `mlp`:
+    an MLP over [h_text; h_image] in place of the sum (Joint-Que2search)."""
 
     normalise: bool = True
+    mlp: bool = later(False)
 
 
 class ModelSettings(Settings):
