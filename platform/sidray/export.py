@@ -3,8 +3,8 @@
 text/        the causal LM with the SID tokens (<IMG_EMB> of an MLRM) in its vocabulary (AutoModelForCausalLM)
 image/       the vision tower (AutoModel), or an EfficientNet-Lite's safetensors
 towers.safetensors  MLP_Q, MLP_I, the image projection and, if it is an MLP, the fusion
-sidray.json  prompts, fusion, SID vocabulary, model_key, sid_scale (the head is tied: its logits of SID tokens are this many
-             times the trained ones)
+sidray.json  prompts, fusion, SID vocabulary, model_key, sid_scale (the head is tied: its logits of SID tokens are this
+             many times the trained ones)
 mlrm.safetensors    in place of the towers: connector, picture projection, gate, projector, temperature
 tokenizers/  the RQ-VAE codebooks
 """
