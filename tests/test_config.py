@@ -14,7 +14,9 @@ from sidray.recipe import from_values, load_recipe, run_folder_name
 
 @pytest.mark.parametrize("name", shipped())
 def test_every_shipped_recipe_loads_and_survives_its_own_dump(name: str) -> None:
-    recipe, variants, values = load_recipe(name, ["data.folder=x"] if "hm" in load_yaml(name).get("data", {}).get("source", "") else [])
+    recipe, variants, values = load_recipe(
+        name, ["data.folder=x"] if "hm" in load_yaml(name).get("data", {}).get("source", "") else []
+    )
     again, variants_again, values_again = from_values(yaml.safe_load(yaml.safe_dump(values)), name)
     assert (again, variants_again, values_again) == (recipe, variants, values)
 
