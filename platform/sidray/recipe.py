@@ -130,7 +130,7 @@ class Recipe(Settings):
         return "the section sid_stages" if self.sid_stages else ""
 
     def dump(self) -> Values:
-        """JSON values with every default spelled out."""
+        """JSON values with every default spelled out, but of settings that came later (config.later)."""
         return self.model_dump(mode="json")
 
 
