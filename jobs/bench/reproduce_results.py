@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from reproduce_rows import Bench
+from reproduce_rows import BASELINES, Bench
 from reproduce_spec import Claim, Part, Row, System, Table
 
 from sidray.evaluation.metrics import Values
@@ -61,15 +61,25 @@ def _claim(claim: Claim, table: Table, system: System, bench: Bench, seeds: int)
     pair = [table.rows[claim.first], table.rows[claim.second]]
     if reasons := [reason for row in pair if (reason := _missing(row, bench, seeds))]:
         return out | {"not_tested": reasons[0]}
-    values = [
-        {seed: bench.values(row.ours, system.metric, seed) for seed in bench.done(row.ours, seeds)} for row in pair
-    ]
+    values = _paired(bench, [row.ours for row in pair], system.metric, seeds)
+    if not values[0]:
+        return out | {"not_tested": "no seed is done of both rows"}
     means = [np.mean(list(each.values()), axis=0) for each in values]
     test = _points(bench.compare(*means))
     out |= {"metric": system.metric, "means": [100 * float(mean.mean()) for mean in means], "test": test._asdict()}
     if (over := _over_seeds(values[0], values[1])) is not None:
         out["over_seeds"] = over._asdict()
     return out | {"verdict": verdict(claim.expect, test)}
+
+
+def _paired(bench: Bench, labels: list[str], metric: str, seeds: int) -> list[dict[int, Values]]:
+    """The values of both rows by the seeds that both have; a baseline, which has no seed, is the same for all."""
+    done = [set(bench.done(label, seeds)) for label in labels if label not in BASELINES]
+    both = set.intersection(*done) if done else {0}
+    return [
+        {seed: bench.values(label, metric, 0 if label in BASELINES else seed) for seed in sorted(both)}
+        for label in labels
+    ]
 
 
 def _points(test: Comparison) -> Comparison:
@@ -79,10 +89,9 @@ def _points(test: Comparison) -> Comparison:
 
 def _over_seeds(first: dict[int, Values], second: dict[int, Values]) -> Comparison | None:
     """The paper's test, over runs of the same seed; None when there are too few."""
-    both = sorted(first.keys() & second.keys())
-    if len(both) < ENOUGH_SEEDS:
+    if len(first) < ENOUGH_SEEDS:
         return None
-    means = [[float(each[seed].mean()) for seed in both] for each in (first, second)]
+    means = [[float(values.mean()) for values in each.values()] for each in (first, second)]
     return _points(compare_seeds(*means))
 
 

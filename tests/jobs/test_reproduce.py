@@ -24,7 +24,7 @@ from reproduce_figures import loss_trends, saliency_trend  # noqa: E402
 from reproduce_report import report_text  # noqa: E402
 from reproduce_results import part_sizes, table_results, verdict  # noqa: E402
 from reproduce_rows import BASELINES, open_bench  # noqa: E402
-from reproduce_spec import Spec, load_spec  # noqa: E402
+from reproduce_spec import Claim, Spec, load_spec  # noqa: E402
 
 sys.path.remove(BENCH)
 
@@ -95,6 +95,18 @@ def test_a_verdict_flips_with_the_numbers(spec: Spec) -> None:
         assert f"“SMGR is above its best baseline, MTIGER” {said}" in text
     text = report_text(spec, results(spec, {"smgr": [0.5], "mtiger": [0.5]}))
     assert "MTIGER” does not hold: no difference beyond chance." in text
+
+
+def test_rows_are_compared_over_the_seeds_that_both_have(spec: Spec) -> None:
+    found = results(spec, {"smgr": [0.6, 0.2, 0.1], "dual-tower": [0.4]})["tables"]["smgr-1"]["hm"]["claims"][1]
+    assert found["means"] == [60, 40]
+    assert "over_seeds" not in found
+    table = spec.tables["smgr-controls"].model_copy(update={"claims": [Claim(**BM25)]})
+    bench: Any = Canned({"smgr": [0.6, 0.2, 0.1], "BM25": [0.25]})
+    assert table_results(table, spec.systems["smgr"], bench, 3)["claims"][0]["means"] == [pytest.approx(30), 25]
+
+
+BM25: dict[str, Any] = {"says": "above BM25", "first": "SMGR", "second": "BM25", "expect": "above"}
 
 
 @pytest.mark.parametrize(
