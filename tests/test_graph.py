@@ -128,6 +128,13 @@ def _epochs(recipe: Recipe, sid_stages: bool) -> dict[str, float]:
     return found
 
 
+def test_a_seed_is_that_of_everything_that_is_drawn() -> None:
+    recipe = load_recipe("smgr-hm", ["data.folder=x", "seeds=[7, 8]"])[0]
+    for seed, one in zip((7, 8), recipe.with_seeds(), strict=True):
+        drawn = [one.model, one.tokenizer, *one.stages, *one.sid_stages]
+        assert {section.seed for section in drawn} == {seed}
+
+
 def test_the_rows_of_smgr_share_what_they_have_in_common() -> None:
     recipe, variants, _ = load_recipe("reproduce-hm", ["data.folder=x"])
     graphs = {label: build_graph(each.with_seeds()[0]) for label, each in {"smgr": recipe, **variants}.items()}
