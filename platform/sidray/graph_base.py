@@ -98,6 +98,9 @@ class Builder(ABC):
         self._add("index", partial(build_index, key), INDEX_VERSION, {"key": key}, self._same("table"))
 
 
+SHOWN = {"shuffle_images", "random_images"}  # the controls that change what is embedded
+
+
 def dump_stage(stage: StageSettings) -> Values:
     """JSON values of a stage, with the versions of the tasks in it that are a user's own."""
     versions = own_versions(stage.own_tasks)

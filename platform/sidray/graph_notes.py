@@ -12,7 +12,7 @@ from sidray.config import Values
 from sidray.embedding.cache import GRID_VERSION, NOTE_VERSION, grid_cache, note_cache
 from sidray.embedding.note_embed import VERSION as EMBED_VERSION
 from sidray.embedding.note_embed import embed_notes, zero_shot
-from sidray.graph_base import Builder, dump, dump_stage
+from sidray.graph_base import SHOWN, Builder, dump, dump_stage
 from sidray.models.note_inputs import NOTE_COLUMNS
 from sidray.models.note_settings import NoteInputs, NoteSettings, PromptStyle
 from sidray.models.sources import NOTES
@@ -88,6 +88,7 @@ class NotesBuilder(Builder):
             "model": dump(recipe.model),
             "training": dump(recipe.training, {"precision", "clip", "valid_rows"}),
             "shuffle": recipe.controls.shuffle_images,
+            **dump(recipe.controls, {"shuffle_pairs"}),
         }
         inputs = self._inputs(self._read(stage)) | ({"start": start} if start else {})
         return self._add(f"stage-{stage.name}", StageRun(stage, recipe), STAGE_VERSION, config, inputs)
@@ -101,7 +102,7 @@ class NotesBuilder(Builder):
 
     def _embed(self, role: str, shown: NoteInputs) -> None:
         recipe = self.recipe
-        config = {"shown": shown, "model": dump(recipe.model), "controls": dump(recipe.controls)}
+        config = {"shown": shown, "model": dump(recipe.model), "controls": dump(recipe.controls, SHOWN)}
         config |= dump(recipe.embedding, {"precision"})
         inputs = self._inputs(self._styles([shown])) | {"towers": "note-model"}
         self._add(role, partial(embed_notes, shown, recipe), EMBED_VERSION, config, inputs)
@@ -112,7 +113,7 @@ class NotesBuilder(Builder):
         note = NoteSettings(inputs="multimodal", early=False, micl=False, late=True, **prompt)
         recipe = self.recipe.model_copy(update={"model": self.recipe.model.model_copy(update={"note": note})})
         config = {"text": dump(recipe.model.text), "note": dump(note, _PROMPT), "image": dump(recipe.model.image)}
-        config |= {"controls": dump(recipe.controls), **dump(recipe.embedding, {"precision"})}
+        config |= {"controls": dump(recipe.controls, SHOWN), **dump(recipe.embedding, {"precision"})}
         self._add("zero-shot", partial(zero_shot, recipe), EMBED_VERSION, config, self._inputs({"text"}))
 
     def _saliency(self, stage: StageSettings) -> None:
@@ -123,6 +124,7 @@ class NotesBuilder(Builder):
             "stage": dump_stage(stage),
             "model": dump(recipe.model),
             "shuffle": recipe.controls.shuffle_images,
+            **dump(recipe.controls, {"shuffle_pairs"}),
             "notes": recipe.evaluation.saliency_notes,
         }
         inputs = self._inputs(self._read(stage)) | {"towers": "note-model"}

@@ -10,7 +10,7 @@ from sidray.embedding.cache import TEXT_VERSION as TEXT_CACHE_VERSION
 from sidray.embedding.cache import image_cache, text_cache
 from sidray.embedding.embed import VERSION as EMBED_VERSION
 from sidray.embedding.run import embed_step
-from sidray.graph_base import Builder, dump, dump_stage
+from sidray.graph_base import SHOWN, Builder, dump, dump_stage
 from sidray.models.fetch import COLUMNS, OF_CLICKS, SIDS
 from sidray.retrieval.negatives import VERSION as NEGATIVES_VERSION
 from sidray.retrieval.negatives import mine
@@ -23,6 +23,7 @@ from sidray.training.settings import StageSettings
 from sidray.training.stage import VERSION as STAGE_VERSION
 
 _TOKENS = ("token_start", "token_lr")  # what the SID stages read of the section tokenizer
+_LATER = (*_TOKENS, "modalities")  # what codebooks do not depend on
 _SOURCES = ("catalogue", "text-weights", "image-weights", "text-cache", "image-cache")
 
 
@@ -89,7 +90,7 @@ class TowersBuilder(Builder):
 
     def _embed(self, role: str, towers: str, item: str, extra: tuple[str, ...] = ()) -> None:
         recipe = self.recipe
-        config = {"item": item, "model": dump(recipe.model), "controls": dump(recipe.controls)}
+        config = {"item": item, "model": dump(recipe.model), "controls": dump(recipe.controls, SHOWN)}
         config |= dump(recipe.embedding, {"precision"})
         inputs = self._same(*_SOURCES, *extra) | {"towers": towers}
         self._add(role, partial(embed_step, item, recipe), EMBED_VERSION, config, inputs)
@@ -100,10 +101,12 @@ class TowersBuilder(Builder):
         if frozen := self._continue("tokenizers"):
             self.steps["tokenizers"] = self.steps[frozen]
         else:
-            config = recipe.tokenizer.model_dump(mode="json", exclude=set(_TOKENS))  # of the stages behind it
+            config = recipe.tokenizer.model_dump(mode="json", exclude=set(_LATER))
             self._add("tokenizers", partial(fit, recipe.tokenizer), FIT_VERSION, config, inputs)
         inputs = {"tokenizers": "tokenizers", "embed": "pretrained"}
-        self._add("sids", partial(assign, recipe.embedding), ASSIGN_VERSION, {}, inputs)
+        config = dump(recipe.tokenizer, {"modalities"}) | dump(recipe.controls, {"shuffle_sids"})
+        run = partial(assign, recipe.tokenizer.modalities, recipe.controls.shuffle_sids, recipe.embedding)
+        self._add("sids", run, ASSIGN_VERSION, config, inputs)
 
     def _sid_stages(self) -> None:
         recipe = self.recipe

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
-from sidray.config import Settings, Values, build, load_yaml, merge
+from sidray.config import Settings, Values, build, later, load_yaml, merge
 from sidray.data.settings import DataSettings
 from sidray.embedding.settings import EmbeddingSettings
 from sidray.errors import UserError, nearest
@@ -31,12 +31,16 @@ class RunsSettings(Settings):
 
 
 class ControlSettings(Settings):
-    """Negative controls: what pictures are worth."""
+    """Negative controls, each the seed of what is drawn once; null: none."""
 
     shuffle_images: int | None = None
-    """Seed of one fixed permutation of the pictures, before training; null: none."""
+    """Of one permutation of the pictures, before training."""
     random_images: int | None = None
-    """Seed of random image vectors at embedding time (SMGR, table 2); null: none."""
+    """Of random image vectors at embedding time (SMGR, table 2)."""
+    shuffle_sids: int | None = later(None)
+    """Of a permutation of the SIDs over the items, before the SID stages."""
+    shuffle_pairs: int | None = later(None)
+    """Of a permutation of the related items over the train pairs."""
 
 
 class NegativeSettings(Settings):
@@ -69,8 +73,7 @@ class Recipe(Settings):
     init_from: str = ""
     """Folder of a finished run whose weights and codebooks this one continues from."""
     seeds: list[int] = Field(default_factory=list)
-    """Of recipes on pairs: all is trained once for each, in place of every other seed; the tables show means, the first
-    one serves."""
+    """All is trained once for each, in place of every other seed; the tables show means, the first one serves."""
 
     @model_validator(mode="after")
     def _whole(self) -> Recipe:
@@ -85,6 +88,10 @@ class Recipe(Settings):
             raise ValueError(f"stage {early[0]} needs SIDs, which exist only in sid_stages")
         if self.model.image.weights == NO_IMAGES and (name := self._stage_with_images()):
             raise ValueError(f"{name} needs pictures, and model.image.weights is {NO_IMAGES!r}")
+        if not self.tokenizer.modalities and (names := [s.name for s in self.sid_stages if "doc2docid" in s.tasks]):
+            raise ValueError(f"stage {names[0]}: doc2docid has nothing to predict where tokenizer.modalities is empty")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds names one twice: {self.seeds}")
         self._check_notes()
         return self
 
@@ -101,10 +108,6 @@ class Recipe(Settings):
                 raise ValueError(f"stage {stage.name}: omni needs model.note.early and inputs: multimodal")
         if note is not None and self.sid_stages:
             raise ValueError("sid_stages need towers: model.note has no semantic IDs")
-        if self.seeds and note is None:
-            raise ValueError("seeds is for recipes on pairs, which have model.note")
-        if len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"seeds names one twice: {self.seeds}")
 
     def with_seeds(self) -> list[Recipe]:
         """The recipe once for each of `seeds`; itself when there are none."""
@@ -112,9 +115,15 @@ class Recipe(Settings):
             return [self]
 
         def seeded(seed: int) -> Recipe:
-            stages = [stage.model_copy(update={"seed": seed}) for stage in self.stages]
-            model = self.model.model_copy(update={"seed": seed})
-            return self.model_copy(update={"model": model, "stages": stages})
+            one = {"seed": seed}
+            return self.model_copy(
+                update={
+                    "model": self.model.model_copy(update=one),
+                    "stages": [stage.model_copy(update=one) for stage in self.stages],
+                    "tokenizer": self.tokenizer.model_copy(update=one),
+                    "sid_stages": [stage.model_copy(update=one) for stage in self.sid_stages],
+                }
+            )
 
         return [seeded(seed) for seed in self.seeds]
 
@@ -133,7 +142,7 @@ class Recipe(Settings):
         return "the section sid_stages" if self.sid_stages else ""
 
     def dump(self) -> Values:
-        """JSON values with every default spelled out."""
+        """JSON values with every default spelled out, but of settings that came later (config.later)."""
         return self.model_dump(mode="json")
 
 
@@ -175,13 +184,14 @@ def _with_stage_defaults(values: Values) -> Values:
 
 
 def _with_stage_overrides(values: Values, origin: str) -> Values:
-    """`stage_overrides`: stage name -> values that win over what the stage says; to change one stage
-    of a recipe that is extended, and for the command line. Raises UserError for a name that no stage has."""
+    """`stage_overrides`: stage name -> values that win over what the stage says; to change one stage of a recipe that
+    is extended, and for the command line. null in place of values takes the stage out, null in place of a task's weight
+    the task. Raises UserError for a name that no stage has."""
     values = dict(values)
     overrides = values.pop("stage_overrides", {})
     lists = {key: values[key] for key in ("stages", "sid_stages") if isinstance(values.get(key), list)}
     names = [stage.get("name") for stages in lists.values() for stage in stages if isinstance(stage, dict)]
-    if not isinstance(overrides, dict) or not all(isinstance(change, dict) for change in overrides.values()):
+    if not isinstance(overrides, dict) or not all(isinstance(change, dict | None) for change in overrides.values()):
         raise UserError(f"recipe {origin}: stage_overrides must map stage names to values", "see a shipped recipe")
     for name in overrides:
         if name not in names:
@@ -190,8 +200,16 @@ def _with_stage_overrides(values: Values, origin: str) -> Values:
                 f"recipe {origin}: stage_overrides.{name} names no stage{nearest(name, known)}", f"stages: {known}"
             )
     for key, stages in lists.items():
-        values[key] = [merge(s, overrides.get(s.get("name"), {})) if isinstance(s, dict) else s for s in stages]
+        kept = [s for s in stages if not (isinstance(s, dict) and overrides.get(s.get("name"), {}) is None)]
+        values[key] = [_overridden(s, overrides.get(s.get("name"), {})) if isinstance(s, dict) else s for s in kept]
     return values
+
+
+def _overridden(stage: Values, change: Values) -> Values:
+    merged = merge(stage, change)
+    if isinstance(merged.get("tasks"), dict):
+        merged["tasks"] = {name: weight for name, weight in merged["tasks"].items() if weight is not None}
+    return merged
 
 
 def _variant(values: Values, changes: dict[str, Values], name: str, seen: tuple[str, ...] = ()) -> Values:

@@ -1,10 +1,12 @@
-"""What `sidray run` evaluates and reports of a recipe on clicks: baselines, every variant's rows, gallery, curves."""
+"""What `sidray run` evaluates and reports of a recipe on clicks: baselines, every variant's rows over one or several
+seeds, gallery, curves."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ from sidray import storage
 from sidray.data.catalogue import Catalogue
 from sidray.evaluation.clicks import Clicks, Vectors
 from sidray.evaluation.gallery import GalleryQuery, choose, write_gallery
-from sidray.evaluation.protocol import ALL_CLICKS, Result, load_ranks
+from sidray.evaluation.protocol import ALL_CLICKS, Result, load_ranks, mean_result
 from sidray.evaluation.report import table_text, write_report
 from sidray.evaluation.run import RESULT
 from sidray.evaluation.significance import Comparison, compare
@@ -26,27 +28,37 @@ from sidray.steps import Step, Store
 
 @dataclass(frozen=True)
 class ClicksReport:
-    """`graphs`: the recipe (first) and its variants by label."""
+    """`graphs`: the recipe (first) and its variants by label, each once for every seed."""
 
     recipe: Recipe
-    graphs: Mapping[str, Graph]
+    graphs: Mapping[str, Sequence[Graph]]
 
     @property
-    def _baselines(self) -> Step:
-        return baselines(self.graphs[self.recipe.label])
+    def _firsts(self) -> dict[str, Graph]:
+        """Of the first seeds, by variant."""
+        return {label: graphs[0] for label, graphs in self.graphs.items()}
 
-    @property
-    def _rows(self) -> dict[str, Step]:
-        return {label: step for name, graph in self.graphs.items() for label, step in rows_of(name, graph).items()}
+    @cached_property
+    def baselines(self) -> Step:
+        return baselines(self.graphs[self.recipe.label][0])
+
+    @cached_property
+    def rows(self) -> dict[str, list[Step]]:
+        """Label -> the evaluation of each seed."""
+        seeded = [rows_of(name, graph) for name, graphs in self.graphs.items() for graph in graphs]
+        labels = dict.fromkeys(label for rows in seeded for label in rows)
+        return {label: [rows[label] for rows in seeded if label in rows] for label in labels}
 
     def steps(self) -> list[Step]:
         """What must be done before `write`."""
-        return [self._baselines, *self._rows.values()]
+        return [self.baselines, *(step for steps in self.rows.values() for step in steps)]
 
     def write(self, store: Store, folder: str) -> str:
         """The report of a run folder, unless there is one of these results already; returns the table as text."""
         outputs = self._outputs(store)
-        results: dict[str, Result] = {name: storage.read_json(f"{uri}.json") for name, uri in outputs.items()}
+        results: dict[str, Result] = {
+            name: mean_result([storage.read_json(f"{uri}.json") for uri in uris]) for name, uris in outputs.items()
+        }
         report = storage.join(folder, "report")
         saved = storage.join(report, "results.json")
         table = table_text(results)
@@ -56,28 +68,30 @@ class ClicksReport:
                 several = results[self.recipe.label]["rows"][ALL_CLICKS]["queries"] > 1  # what is resampled
                 write_report(results, local, comparisons=self._comparisons(outputs) if several else None)
                 self._gallery(local / "gallery.html", store)
-                copy_pictures(local, self.graphs, store)
+                copy_pictures(local, self._firsts, store)
                 (local / TABLE).write_text(table)
                 storage.upload(local, report)
         return table
 
-    def _outputs(self, store: Store) -> dict[str, str]:
-        """Row of the table -> where its result (.json) and its ranks by click (.parquet) lie."""
-        beside = store.output(self._baselines)
-        outputs = {name: storage.join(beside, name) for name in ("popularity", "BM25")}
-        outputs |= {row: storage.join(store.output(step), RESULT) for row, step in self._rows.items()}
-        return outputs | {"oracle": storage.join(beside, "oracle")}
+    def _outputs(self, store: Store) -> dict[str, list[str]]:
+        """Row of the table -> where the result (.json) and the ranks by click (.parquet) of each seed lie."""
+        beside = store.output(self.baselines)
+        outputs = {name: [storage.join(beside, name)] for name in ("popularity", "BM25")}
+        outputs |= {
+            row: [storage.join(store.output(step), RESULT) for step in steps] for row, steps in self.rows.items()
+        }
+        return outputs | {"oracle": [storage.join(beside, "oracle")]}
 
-    def _comparisons(self, outputs: dict[str, str]) -> dict[str, Comparison]:
+    def _comparisons(self, outputs: dict[str, list[str]]) -> dict[str, Comparison]:
         """The recipe's own row against every other one but the ceiling, click by click."""
         label = self.recipe.label
-        own = load_ranks(f"{outputs[label]}.parquet")
-        others = {name: uri for name, uri in outputs.items() if name not in {label, "oracle"}}
-        return {f"{label} against {name}": compare(own, load_ranks(f"{uri}.parquet")) for name, uri in others.items()}
+        ranks = {name: [load_ranks(f"{uri}.parquet") for uri in uris] for name, uris in outputs.items()}
+        others = [name for name in ranks if name not in {label, "oracle"}]
+        return {f"{label} against {name}": compare(ranks[label], ranks[name]) for name in others}
 
     def _gallery(self, path: Path, store: Store) -> None:
-        """The first results of every variant for some queries (figure 3)."""
-        recipe, graphs = self.recipe, self.graphs
+        """The first results of every variant (its first seed) for some queries (figure 3)."""
+        recipe, graphs = self.recipe, self._firsts
         catalogue = Catalogue.open(store.output(graphs[recipe.label]["catalogue"]))
         clicks = Clicks.of(catalogue, recipe.evaluation.split)
         positions = choose(clicks.table, recipe.evaluation.gallery_queries)

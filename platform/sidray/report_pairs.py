@@ -59,7 +59,7 @@ class PairsReport:
         return Step(name, run, {"settings": settings, **config}, VERSION, inputs)
 
     @cached_property
-    def _baselines(self) -> Step:
+    def baselines(self) -> Step:
         run = partial(pair_baseline_step, self.recipe.evaluation)
         return self._step("pair-baselines", run, {}, {"catalogue": self._first["catalogue"]})
 
@@ -68,7 +68,7 @@ class PairsReport:
         return self._step("pair-evaluate", partial(pair_evaluate_step, self.recipe.evaluation), {}, inputs)
 
     @cached_property
-    def _rows(self) -> dict[str, tuple[str, list[Step]]]:
+    def rows(self) -> dict[str, tuple[str, list[Step]]]:
         """Label -> what the model is given, and the evaluation of each seed."""
         rows: dict[str, tuple[str, list[Step]]] = {}
         for label, graphs in self.graphs.items():
@@ -88,8 +88,8 @@ class PairsReport:
 
     def steps(self) -> list[Step]:
         """What must be done before `write`."""
-        evaluations = [step for _, steps in self._rows.values() for step in steps]
-        return [self._baselines, *evaluations, *self._saliency_steps.values()]
+        evaluations = [step for _, steps in self.rows.values() for step in steps]
+        return [self.baselines, *evaluations, *self._saliency_steps.values()]
 
     @property
     def _saliency_steps(self) -> dict[str, Step]:
@@ -118,9 +118,9 @@ class PairsReport:
         return table
 
     def _results(self, store: Store) -> dict[str, Row]:
-        beside = store.output(self._baselines)
+        beside = store.output(self.baselines)
         rows = {name: Row("text", [storage.read_json(storage.join(beside, f"{name}.json"))]) for name in BASELINES}
-        for label, (given, steps) in self._rows.items():
+        for label, (given, steps) in self.rows.items():
             uris = [storage.join(store.output(step), f"{RESULT}.json") for step in steps]
             rows[label] = Row(given, [storage.read_json(uri) for uri in uris])
         return rows
@@ -176,17 +176,17 @@ class PairsReport:
     def _pairs(self, store: Store) -> Pairs:
         return Pairs.of(Catalogue.open(store.output(self._first["catalogue"])), self.recipe.evaluation.split)
 
-    def _ranks(self, store: Store, label: str) -> list[pa.Table]:
+    def ranks(self, store: Store, label: str) -> list[pa.Table]:
         if label in BASELINES:
-            return [load_ranks(storage.join(store.output(self._baselines), f"{label}.parquet"))]
-        return [load_ranks(storage.join(store.output(step), f"{RESULT}.parquet")) for step in self._rows[label][1]]
+            return [load_ranks(storage.join(store.output(self.baselines), f"{label}.parquet"))]
+        return [load_ranks(storage.join(store.output(step), f"{RESULT}.parquet")) for step in self.rows[label][1]]
 
     def _comparisons(self, store: Store, labels: Sequence[str]) -> list[Versus]:
         """The recipe's own row against the best other one of the table by every metric, and against each of them by the
         first."""
         settings, label = self.recipe.evaluation, self.recipe.label
         pairs = self._pairs(store)
-        ranks = {name: self._ranks(store, name) for name in labels if name in self._rows or name in BASELINES}
+        ranks = {name: self.ranks(store, name) for name in labels if name in self.rows or name in BASELINES}
         if label not in ranks or len(ranks) < 2:
             return []
         subsets = pair_subsets(pairs, settings.short)

@@ -62,7 +62,7 @@ def seeded_graphs(recipes: Mapping[str, Recipe]) -> Graphs:
 def _report(recipe: Recipe, graphs: Graphs) -> ClicksReport | PairsReport:
     if recipe.model.note is not None:
         return PairsReport(recipe, graphs)
-    return ClicksReport(recipe, {label: each[0] for label, each in graphs.items()})
+    return ClicksReport(recipe, graphs)
 
 
 def _write_run(folder: str, values: dict[str, object], graphs: Graphs, store: Store) -> None:

@@ -15,7 +15,7 @@ from sidray.data.catalogue import Catalogue
 from sidray.data.ingest import ingest
 from sidray.data.plan import one_click_per_item
 from sidray.errors import UserError
-from tests.data.makers import item_rows, settings
+from tests.data.makers import item_rows, settings, write
 
 CLICKS = [  # (query, item, split)
     ("red", 4, "train"), ("red", 2, "train"), ("red", 4, "train"), ("blue", 4, "test"), ("green", 7, "valid"),
@@ -94,3 +94,21 @@ def test_it_travels_as_its_address(catalogue: Catalogue) -> None:
 def test_another_folder_is_not_a_catalogue(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not a catalogue"):
         Catalogue.open(str(tmp_path))
+
+
+def test_shuffled_pairs_keep_their_sides_and_the_other_splits(tmp_path: Path, without_ray: None) -> None:
+    splits = ["train"] * 8 + ["valid", "test"]
+    rows = [{"item_id": f"i{n}", "related_id": f"i{n + 9}", "split": split} for n, split in enumerate(splits)]
+    ingest(settings(tmp_path, pairs=write(rows, tmp_path / "pairs.parquet")), str(tmp_path / "out"), "pairs")
+    plain, shuffled = (Catalogue.open(str(tmp_path / "out"), seed) for seed in (None, 1))
+    for split in ("train", "valid", "test"):
+        own, other = plain.pairs(split), shuffled.pairs(split)
+        assert own.drop_columns(["related_row"]).equals(other.drop_columns(["related_row"]))
+        assert sorted(own["related_row"].to_pylist()) == sorted(other["related_row"].to_pylist())
+        assert own.equals(other) == (split != "train")
+    again = pickle.loads(pickle.dumps(shuffled))
+    assert again.pairs().equals(shuffled.pairs())
+    offsets, related = shuffled.train_related()
+    first = shuffled.pairs("train").to_pylist()[0]
+    start, end = offsets[first["item_row"]], offsets[first["item_row"] + 1]
+    assert first["related_row"] in related[start:end]

@@ -19,6 +19,7 @@ from sidray.evaluation.protocol import (
     evaluate,
     interval,
     load_ranks,
+    mean_result,
     popular_partitions,
     query_frequency,
     save_ranks,
@@ -156,6 +157,31 @@ def test_compare_seeds_is_the_paired_t_test() -> None:
         compare_seeds([1, 2, 3], [2, 3])
 
 
+def test_several_seeds_make_one_result() -> None:
+    table, frequency = clicks("aabb"), np.ones(4, int)
+    runs = [
+        evaluate(table, Ranks(np.array(greater), np.zeros(4, int)), frequency) for greater in ([0, 0, 0, 90], [90] * 4)
+    ]
+    found = mean_result(runs)["rows"][ALL_CLICKS]
+    assert (found["recall@10"], found["seeds"], found["clicks"]) == (0.375, 2, 4)
+    assert found["recall@10_sd"] == pytest.approx(np.std([0.75, 0], ddof=1))
+    assert found["recall@10_high"] == pytest.approx(runs[0]["rows"][ALL_CLICKS]["recall@10_high"] / 2)
+    assert "recall@10_low_sd" not in found
+    assert mean_result(runs[:1]) == runs[0]
+
+
+def test_clicks_count_with_the_mean_over_the_seeds(tmp_path: Path) -> None:
+    table = clicks("abcdefgh")
+    paths = [str(tmp_path / f"{n}.parquet") for n in range(3)]
+    for path, greater in zip(paths, ([0] * 8, [90] * 8, [0] * 4 + [90] * 4), strict=True):
+        save_ranks(path, table, Ranks(np.array(greater), np.zeros(8, np.int64)))
+    up, down, half = map(load_ranks, paths)
+    assert compare([up, down], [half]).difference == 0
+    assert compare([up, down], [down]).difference == 0.5
+    with pytest.raises(UserError, match="different clicks"):
+        compare([up, down.slice(1)], [half])
+
+
 def test_saved_ranks_are_compared(tmp_path: Path) -> None:
     table, rng = clicks("abcdefghij" * 20), np.random.default_rng(0)
     better = Ranks(rng.integers(0, 12, 200), np.zeros(200, np.int64))
@@ -163,10 +189,10 @@ def test_saved_ranks_are_compared(tmp_path: Path) -> None:
     for name, ranks in (("better", better), ("worse", worse)):
         save_ranks(str(tmp_path / f"{name}.parquet"), table, ranks)
     tables = [load_ranks(str(tmp_path / f"{name}.parquet")) for name in ("better", "worse")]
-    found = compare(*tables, metric="recall@5")
+    found = compare(tables[:1], tables[1:], metric="recall@5")
     assert found.difference == pytest.approx(recall(*better, 5).mean() - recall(*worse, 5).mean())
     assert found.significant
     with pytest.raises(UserError, match="different clicks"):
-        compare(tables[0], tables[1].slice(1))
+        compare(tables[:1], [tables[1].slice(1)])
     with pytest.raises(UserError, match="two distinct queries"):
         compare_clicks(np.ones(3), np.zeros(3), np.zeros(3, int))

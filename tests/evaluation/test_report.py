@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from sidray.evaluation.gallery import GalleryQuery, choose, write_gallery
 from sidray.evaluation.metrics import Ranks
-from sidray.evaluation.protocol import Result, evaluate
+from sidray.evaluation.protocol import Result, evaluate, mean_result
 from sidray.evaluation.report import PLOT, plot, table_text, write_report
 from sidray.evaluation.settings import EvaluationSettings
 from sidray.evaluation.significance import Comparison
@@ -53,6 +53,15 @@ def test_the_report_is_complete(tmp_path: Path, results: dict[str, Result]) -> N
     tables = [line for line in text.splitlines() if line.startswith("| smgr |")]
     assert len(tables) == len(results["smgr"]["rows"]) == 6
     assert tables[0].startswith("| smgr | 0.5000 | 0.8333 | 1.0000 | 1.000-1.000 | 1.0000 |")
+
+
+def test_several_seeds_show_their_deviation(tmp_path: Path, results: dict[str, Result]) -> None:
+    several = {"smgr": mean_result([results["smgr"], results["popularity"]]), "popularity": results["popularity"]}
+    text = write_report(several, tmp_path)
+    assert "| smgr | 0.2500 ± 0.3536 |" in text
+    assert "Of several seeds the mean" in text
+    assert "0.2500 ± 0.3536" in table_text(several)
+    assert "seeds" not in write_report(results, tmp_path)
 
 
 def test_the_plot_is_a_picture_with_both_variants(tmp_path: Path, results: dict[str, Result]) -> None:

@@ -74,6 +74,27 @@ def test_fusion_adds_vectors_of_one_length() -> None:
     torch.testing.assert_close(fuse(text, torch.zeros(1, 2), Fusion()), torch.tensor([[0.6, 0.8]]) * unit)
 
 
+def test_fusion_by_an_mlp_reads_both_vectors(folder: Path) -> None:
+    """Against the plain MLP over [h_text; h_image] of one length; text or SIDs alone are not fused."""
+    settings = tiny_settings().model_copy(update={"fusion": Fusion(mlp=True)})
+    towers = build_towers(folder / "text", folder / "image", settings, 0, with_frozen=False)
+    assert towers.fusion is not None
+    d = towers.text.width
+    text, image = torch.randn(3, d), torch.randn(3, d)
+    image[2] = 0  # no picture
+
+    def want(h_text: torch.Tensor, h_image: torch.Tensor) -> torch.Tensor:
+        both = torch.cat([F.normalize(h, dim=1) * d**0.5 for h in (h_text, h_image)], 1)
+        first, _, second = towers.fusion
+        return towers.mlp_i(F.gelu(both @ first.weight.T + first.bias) @ second.weight.T + second.bias)
+
+    torch.testing.assert_close(towers.item(text, image), want(text, image))
+    torch.testing.assert_close(towers.item(None, image), want(torch.zeros(3, d), image))
+    torch.testing.assert_close(towers.item(text), tiny_towers(folder).item(text))
+    set_trainable(towers, ["mlp"])
+    assert {n.split(".")[0] for n, p in towers.named_parameters() if p.requires_grad} == {"mlp_q", "mlp_i", "fusion"}
+
+
 def test_a_missing_picture_is_zero(folder: Path) -> None:
     towers = tiny_towers(folder)
     pixels = torch.randint(0, 255, (2, 3, 16, 16)).to(torch.uint8)

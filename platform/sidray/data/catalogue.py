@@ -27,24 +27,27 @@ MANIFEST = "catalogue.json"
 
 
 class Catalogue:
-    """Read access to one immutable catalogue. Picklable: another process reopens the tables when it first reads."""
+    """Read access to one immutable catalogue. Picklable: another process reopens the tables when it first reads.
 
-    def __init__(self, uri: str, manifest: dict[str, Any]) -> None:
+    `shuffle_pairs`: seed of the control that permutes the related items over the train pairs."""
+
+    def __init__(self, uri: str, manifest: dict[str, Any], shuffle_pairs: int | None = None) -> None:
         self.uri = uri
         self.manifest = manifest
+        self.shuffle_pairs = shuffle_pairs
 
     @classmethod
-    def open(cls, uri: str) -> Catalogue:
+    def open(cls, uri: str, shuffle_pairs: int | None = None) -> Catalogue:
         """Opens the folder that `ingest` wrote; raises UserError when it is none."""
         uri = storage.absolute(uri)
         if not storage.exists(storage.join(uri, MANIFEST)):
             raise UserError(
                 f"{uri} is not a catalogue: it has no {MANIFEST}", "give the output folder of the ingest step"
             )
-        return cls(uri, storage.read_json(storage.join(uri, MANIFEST)))
+        return cls(uri, storage.read_json(storage.join(uri, MANIFEST)), shuffle_pairs)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"uri": self.uri, "manifest": self.manifest}  # no open handle, no cached table
+    def __getstate__(self) -> dict[str, Any]:  # no open handle, no cached table
+        return {"uri": self.uri, "manifest": self.manifest, "shuffle_pairs": self.shuffle_pairs}
 
     @property
     def n_items(self) -> int:
@@ -148,12 +151,23 @@ class Catalogue:
     @cached_property
     def _pairs(self) -> pa.Table:
         pairs = self._table("pairs")
+        if self.shuffle_pairs is not None:
+            pairs = _shuffled(pairs, self.shuffle_pairs)
         return pairs.append_column("pair_row", pa.array(np.arange(pairs.num_rows)))
 
     def _table(self, name: str) -> pa.Table:
         if not self.has(name):
             raise UserError(f"the catalogue has no {name}", f"set data.{name} to a table of the contract")
         return open_dataset(storage.join(self.uri, f"{name}.lance")).to_table()
+
+
+def _shuffled(pairs: pa.Table, seed: int) -> pa.Table:
+    """The train rows with each other's related items."""
+    related = _numpy(pairs["related_row"]).copy()
+    train = np.flatnonzero(pc.equal(pairs["split"], "train").to_numpy())
+    related[train] = related[np.random.default_rng(seed).permutation(train)]
+    place = pairs.schema.get_field_index("related_row")
+    return pairs.set_column(place, "related_row", pa.array(related, pairs.schema.field(place).type))
 
 
 def _of_split(table: pa.Table, split: str) -> pa.Table:

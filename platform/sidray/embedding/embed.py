@@ -38,7 +38,8 @@ PICTURES = 1000
 
 @dataclass(frozen=True)
 class EmbedJob:
-    """`item`: what item vectors are made of. `random_images`: seed of the control that replaces h_image by noise."""
+    """`item`: what item vectors are made of. `random_images`: seed of the control that replaces h_image by noise.
+    `own_pictures`: whether SIDs of a picture alone are embedded, too."""
 
     sources: Sources
     model: ModelSettings
@@ -46,6 +47,7 @@ class EmbedJob:
     towers: str
     item: Literal["fused", "text", "sids"]
     random_images: int | None = None
+    own_pictures: bool = True
     precision: Precision = "fp32"
 
     def columns(self) -> frozenset[str]:
@@ -57,7 +59,7 @@ class EmbedJob:
 def embed(job: EmbedJob, settings: EmbeddingSettings, work: Work) -> Summary:
     """One actor pool encodes items, then queries, then pictures, and the stream is cut into the three tables."""
     catalogue = Catalogue.open(job.sources.catalogue)
-    pictures = picture_sample(catalogue) if job.item == "sids" else np.zeros(0, np.int64)
+    pictures = picture_sample(catalogue) if job.item == "sids" and job.own_pictures else np.zeros(0, np.int64)
     sizes = {"items": catalogue.n_items, "queries": catalogue.n_queries, "pictures": len(pictures)}
     make = functools.partial(_encoder, job, list(sizes.values()), pictures)
     tables = Cut(encode_rows("embed", sum(sizes.values()), make, settings))

@@ -34,7 +34,8 @@ class RunModel:
         self.final = final
         self.pretrained = pretrained
         self.assigner = assigner
-        self.reads_text, self.reads_pictures = True, pretrained.image is not None
+        self.reads_text = True
+        self.reads_pictures = pretrained.image is not None and (assigner is None or run.recipe.tokenizer.of_pictures)
         self.last_item = (*run.recipe.stages, *run.recipe.sid_stages)[-1].item
         tokenizer = load_tokenizer(storage.local_folder(run.output("text-weights")))
         fields = run.recipe.data.text_fields
@@ -44,7 +45,7 @@ class RunModel:
     @classmethod
     def load(cls, run: RunFolder) -> RunModel:
         sources = sources_of(run.sources(), None)
-        assigner = Assigner(run.output("tokenizers")) if "sids" in run.steps else None
+        assigner = Assigner(run.output("tokenizers"), run.recipe.tokenizer.modalities) if "sids" in run.steps else None
         count = len(assigner.vocabulary) if assigner else 0
         pretrained = _towers(run, sources, run.trained_role, 0)
         final = _towers(run, sources, "final-towers", count) if assigner else pretrained
@@ -75,9 +76,7 @@ class RunModel:
 
         Raises UserError when the model reads text alone."""
         if not self.reads_pictures:
-            raise UserError(
-                "this model reads no pictures", "search with a query, or choose a variant that has pictures"
-            )
+            raise UserError("this model reads no picture alone", "search with a query, or choose a variant that does")
         with torch.inference_mode():
             h_image = self._image(list(images))
             picture = self.pretrained.item(None, h_image)

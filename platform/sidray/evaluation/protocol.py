@@ -11,6 +11,7 @@ that together hold the first half of the clicks) and the others.
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, TypedDict
 
 import numpy as np
@@ -31,7 +32,9 @@ WITH_INTERVAL = "recall@10"  # the metric that has a confidence interval in ever
 
 
 class Result(TypedDict):
-    """rows: row -> {"clicks": n, metric: mean, "recall@10_low", "recall@10_high"}; rules: row -> what it holds."""
+    """rows: row -> {"clicks": n, metric: mean, "recall@10_low", "recall@10_high"}; rules: row -> what it holds.
+
+    Of several runs also `seeds`, how many, and of every metric `<metric>_sd`: see mean_result."""
 
     rows: dict[str, dict[str, float]]
     rules: dict[str, str]
@@ -54,6 +57,23 @@ def evaluate(clicks: pa.Table, ranks: Ranks, frequency: Ints, high_frequency: in
         "rows": {name: _row(values, queries, subset.mask) for name, subset in found.items()},
         "rules": {name: subset.rule for name, subset in found.items()},
     }
+
+
+def mean_result(results: Sequence[Result]) -> Result:
+    """Of runs with several seeds: the mean of every value, and its standard deviation over the runs. One is itself."""
+    if len(results) == 1:
+        return results[0]
+    rows = {}
+    for name, first in results[0]["rows"].items():
+        values = {key: [result["rows"][name][key] for result in results] for key in first}
+        rows[name] = {key: float(np.mean(each)) for key, each in values.items()} | {"seeds": len(results)}
+        rows[name] |= {f"{key}_sd": float(np.std(values[key], ddof=1)) for key in _metrics(first)}
+    return {"rows": rows, "rules": results[0]["rules"]}
+
+
+def _metrics(row: Mapping[str, float]) -> list[str]:
+    """The metrics among a row's values."""
+    return [name for name in row if "@" in name and not name.endswith(("_low", "_high", "_sd"))]
 
 
 def subsets(clicks: pa.Table, frequency: Ints, high_frequency: int) -> dict[str, Subset]:

@@ -37,9 +37,10 @@ _HOW = (
     "R@k and N@k are Recall@k and NDCG@k of the clicked item among the candidates (the items that occur in clicks) of "
     "the click's partition. Ties are counted in expectation over their orders. The interval is 95 %, over queries."
 )
+_SEEDS = " Of several seeds the mean ± the standard deviation over them is shown, and the mean of their intervals."
 _PAIRED = (
-    "Paired over the clicks of one run each, resampled by query; what another seed of the training would give is not "
-    "in it. * marks p < 0.05."
+    "Paired over the clicks, each counted with the mean over its seeds, and resampled by query; what other seeds "
+    "would give is not in it. * marks p < 0.05."
 )
 
 
@@ -68,8 +69,9 @@ def write_report(
 
 
 def table_text(results: Mapping[str, Result], row: str = ALL_CLICKS, width: int = 110) -> str:
-    """One row of the report for all variants as a plain text table."""
-    return plain_table(row, _header(), _table(results, row), width)
+    """One row of the report for all variants as a plain text table; with standard deviations it is wider."""
+    spread = any("seeds" in values for result in results.values() for values in result["rows"].values())
+    return plain_table(row, _header(), _table(results, row), width + 64 * spread)
 
 
 def plain_table(title: str, columns: list[str], cells: Iterable[list[str]], width: int) -> str:
@@ -122,7 +124,8 @@ def png(figure: Figure) -> bytes:
 
 def _markdown(results: Mapping[str, Result], notes: Mapping[str, str], comparisons: Mapping[str, Comparison]) -> str:
     rules = {name: rule for result in results.values() for name, rule in result["rules"].items()}
-    parts = ["# Evaluation", _HOW, f"![Recall@10 of every variant]({PLOT})"]
+    several = any("seeds" in values for result in results.values() for values in result["rows"].values())
+    parts = ["# Evaluation", _HOW + _SEEDS * several, f"![Recall@10 of every variant]({PLOT})"]
     for row in _rows(results):
         sizes = next(result["rows"][row] for result in results.values() if row in result["rows"])
         size = f"{sizes['clicks']:.0f} clicks of {sizes['queries']:.0f} queries: {escaped(rules[row])}."
@@ -154,11 +157,16 @@ def _table(results: Mapping[str, Result], row: str) -> list[list[str]]:
     lines = []
     for variant, result in results.items():
         if values := result["rows"].get(row):
-            cells = [f"{values[name]:.4f}" for name in METRICS]
+            cells = [_cell(values, name) for name in METRICS]
             bounds = f"{values[f'{WITH_INTERVAL}_low']:.3f}-{values[f'{WITH_INTERVAL}_high']:.3f}"
             cells.insert(METRICS.index(WITH_INTERVAL) + 1, bounds)
             lines.append([variant, *cells])
     return lines
+
+
+def _cell(values: Mapping[str, float], name: str) -> str:
+    spread = values.get(f"{name}_sd")
+    return f"{values[name]:.4f}" + (f" ± {spread:.4f}" if spread is not None else "")
 
 
 def markdown_table(columns: list[str], cells: Iterable[list[str]]) -> str:

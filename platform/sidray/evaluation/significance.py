@@ -1,7 +1,7 @@
 """Is one variant better than another, or was it luck?
 
     compare_seeds([.71, .72, .70], [.69, .71, .68])  # the paper's test: one value for each run of an experiment
-    compare(load_ranks("a.parquet"), load_ranks("b.parquet"))  # one run each: the same clicks, resampled by query
+    compare([load_ranks("a.parquet")], [load_ranks("b.parquet")])  # runs of each: the same clicks, resampled by query
 
 Both are paired and two-sided; `difference` is the first minus the second.
 """
@@ -52,19 +52,22 @@ def compare_seeds(first: Sequence[float], second: Sequence[float]) -> Comparison
     return Comparison(mean, float(low), float(high), float(test.pvalue))
 
 
-def compare(first: pa.Table, second: pa.Table, metric: str = "recall@10") -> Comparison:
-    """Two variants on the same clicks, from the tables of protocol.save_ranks.
+def compare(first: Sequence[pa.Table], second: Sequence[pa.Table], metric: str = "recall@10") -> Comparison:
+    """Two variants on the same clicks, from the tables of protocol.save_ranks of each one's runs: a click counts with
+    the mean over them.
 
     Raises UserError when the tables are of different clicks."""
-    keys = [name for name in ("click_row", "query_id") if name in first.column_names]
-    if keys != [name for name in ("click_row", "query_id") if name in second.column_names] or not first.select(
-        keys
-    ).equals(second.select(keys)):
+    names = ("click_row", "query_id")
+    keys = [each.select([name for name in names if name in each.column_names]) for each in (*first, *second)]
+    if not all(key.equals(keys[0]) for key in keys):
         raise UserError("the two variants were evaluated on different clicks", "evaluate both on the same split")
-    values = [
-        per_click(Ranks(each["greater"].to_numpy(), each["equal"].to_numpy()))[metric] for each in (first, second)
-    ]
-    return compare_clicks(values[0], values[1], first["query_id"].to_numpy())
+    values = [np.mean([click_values(table, metric) for table in tables], axis=0) for tables in (first, second)]
+    return compare_clicks(values[0], values[1], first[0]["query_id"].to_numpy())
+
+
+def click_values(table: pa.Table, metric: str) -> Values:
+    """The metric of every click of a table of protocol.save_ranks: [n]."""
+    return per_click(Ranks(table["greater"].to_numpy(), table["equal"].to_numpy()))[metric]
 
 
 def compare_clicks(

@@ -71,7 +71,7 @@ class NoteFetch:
 
     @cached_property
     def catalogue(self) -> Catalogue:
-        return Catalogue.open(self.sources.catalogue)
+        return Catalogue.open(self.sources.catalogue, self.sources.shuffle_pairs)
 
     @cached_property
     def prompter(self) -> NotePrompter:

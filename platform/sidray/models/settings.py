@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from sidray.config import Settings
+from sidray.config import Settings, later
 from sidray.models.note_settings import NoteSettings
 
 Positive = Annotated[int, Field(gt=0)]
@@ -95,6 +95,8 @@ class Fusion(Settings):
 
     normalise: bool = True
     """Whether each is L2-normalised first; else the larger norm silences the other."""
+    mlp: bool = later(False)
+    """An MLP over [h_text; h_image] in place of the sum (Joint-Que2search)."""
 
 
 class ModelSettings(Settings):

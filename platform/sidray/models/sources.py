@@ -27,7 +27,8 @@ class Sources:
     tokenizers: str | None = None
     negatives: str | None = None
     note_caches: Mapping[str, str] = field(default_factory=dict)  # prompt style -> cached prompts of an MLRM
-    shuffle: int | None = None
+    shuffle: int | None = None  # seed that permutes the pictures
+    shuffle_pairs: int | None = None  # seed that permutes the related items of the train pairs
 
     def model(self, settings: ModelSettings, sid_count: int, with_frozen: bool = False) -> TrainedModel:
         """The two towers, or an MLRM, with the initial weights."""
@@ -38,7 +39,7 @@ class Sources:
         return build_towers(text, image, settings, sid_count, with_frozen)
 
 
-def sources_of(inputs: Mapping[str, str], shuffle: int | None) -> Sources:
+def sources_of(inputs: Mapping[str, str], shuffle: int | None, shuffle_pairs: int | None = None) -> Sources:
     """Sources from the inputs of a step, by role."""
     return Sources(
         catalogue=inputs["catalogue"],
@@ -51,4 +52,5 @@ def sources_of(inputs: Mapping[str, str], shuffle: int | None) -> Sources:
         negatives=inputs.get("negatives"),
         note_caches={role.removeprefix(NOTES): uri for role, uri in inputs.items() if role.startswith(NOTES)},
         shuffle=shuffle,
+        shuffle_pairs=shuffle_pairs,
     )

@@ -1,6 +1,6 @@
 """The two towers of SMGR: one causal LM for queries and items, an image encoder, MLP_Q and MLP_I.
 
-h_q, h_text = LLM(x), pooled;  h_image = project(ViT(image));  h_item = norm(h_text) + norm(h_image)
+h_q, h_text = LLM(x), pooled;  h_image = project(ViT(image));  h_item = norm(h_text) + norm(h_image), or an MLP of both
 query vector = MLP_Q(norm(h_q));  item vector = MLP_I(h_item), after the SID stages MLP_I(norm(LLM(text + SIDs))) (10)
 """
 
@@ -61,14 +61,14 @@ def mlp(width: int, widths: list[int]) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def fuse(h_text: Tensor | None, h_image: Tensor | None, fusion: Fusion) -> Tensor:
-    """h_item = h_text + h_image, [B, d]; a missing modality is None, or a row of zeros, and adds nothing.
+def scaled(h: Tensor, fusion: Fusion) -> Tensor:
+    """A vector as fusion and MLP read it, [B, d]. Normalised it has the length sqrt(d): numbers of the order of one."""
+    return F.normalize(h, dim=-1) * h.shape[-1] ** 0.5 if fusion.normalise else h
 
-    Normalised parts have the length sqrt(d), so that the MLP reads numbers of the order of one."""
-    parts = [h for h in (h_text, h_image) if h is not None]
-    if fusion.normalise:
-        parts = [F.normalize(h, dim=-1) * h.shape[-1] ** 0.5 for h in parts]
-    return torch.stack(parts).sum(0)
+
+def fuse(h_text: Tensor | None, h_image: Tensor | None, fusion: Fusion) -> Tensor:
+    """h_item = h_text + h_image, [B, d]; a missing modality is None, or a row of zeros, and adds nothing."""
+    return torch.stack([scaled(h, fusion) for h in (h_text, h_image) if h is not None]).sum(0)
 
 
 class Towers(TrainedModel):
@@ -89,13 +89,14 @@ class Towers(TrainedModel):
             )
         self.mlp_q = mlp(width, settings.mlp)
         self.mlp_i = copy.deepcopy(self.mlp_q)  # what h_q and h_item have in common is so from the first step
+        self.fusion = mlp(2 * width, [width, width]) if settings.fusion.mlp else None
 
     def groups(self) -> Mapping[str, list[nn.Module]]:
         image = [self.image] if self.image is not None and not self.settings.image.frozen else []
         return {
             "text": [self.text.lm],
             "image": [*image, *([self.project] if self.image is not None else [])],
-            "mlp": [self.mlp_q, self.mlp_i],
+            "mlp": [self.mlp_q, self.mlp_i, *([self.fusion] if self.fusion is not None else [])],
             "sids": [self.text.sids] if self.text.sids is not None else [],
         }
 
@@ -130,15 +131,26 @@ class Towers(TrainedModel):
 
     def query(self, h_q: Tensor) -> Tensor:
         """MLP_Q(norm(h_q)): [B, d] -> [B, dimension]."""
-        h = fuse(h_q, None, self.settings.fusion)
+        h = scaled(h_q, self.settings.fusion)
         out: Tensor = self.mlp_q(h.to(next(self.mlp_q.parameters()).dtype)).float()
         return out
 
     def item(self, h_text: Tensor | None, h_image: Tensor | None = None) -> Tensor:
         """MLP_I(h_text + h_image): [B, d], [B, d] -> [B, dimension]. With SIDs, h_text = LLM(text + SIDs) alone."""
-        h = fuse(h_text, h_image, self.settings.fusion)
+        if self.fusion is not None and h_image is not None:
+            h = self._fused(h_text, h_image)
+        else:
+            h = fuse(h_text, h_image, self.settings.fusion)
         out: Tensor = self.mlp_i(h.to(next(self.mlp_i.parameters()).dtype)).float()
         return out
+
+    def _fused(self, h_text: Tensor | None, h_image: Tensor) -> Tensor:
+        """The MLP over [h_text; h_image], [B, d]; a missing text is zeros, as a missing picture is."""
+        assert self.fusion is not None
+        text = torch.zeros_like(h_image) if h_text is None else h_text
+        both = torch.cat([scaled(h, self.settings.fusion) for h in (text, h_image)], -1)  # [B, 2d]
+        out: Tensor = self.fusion(both.to(next(self.fusion.parameters()).dtype))
+        return out.float()
 
 
 def build_towers(

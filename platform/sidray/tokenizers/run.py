@@ -1,14 +1,15 @@
 """The tokenizer steps: fit on the train items' vectors, assign to the whole catalogue cluster-wide.
 
 fit:    tokenizers/<modality>/, vocabulary.json, health.json, health.png
-assign: sids.lance, by item row: sids (9 token numbers), picture_sids (of its picture alone: image and item tokens;
-        empty without one), quantised (the item vector that its codes decode to)
+assign: sids.lance, by item row: sids (3 token numbers of each of the recipe's modalities), picture_sids (of its picture
+        alone: image and item tokens; empty without one), quantised (the item vector that its codes decode to)
 """
 
 from __future__ import annotations
 
 import functools
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,11 @@ from sidray.tokenizers.base import SemanticTokenizer, Vectors
 from sidray.tokenizers.choose import KIND, ValidationRecall, choose
 from sidray.tokenizers.fit import fit_modalities, load_all, save_all
 from sidray.tokenizers.health import check, health, plot_health
-from sidray.tokenizers.settings import TokenizerSettings
+from sidray.tokenizers.settings import MODALITIES, Modality, TokenizerSettings
 from sidray.tokenizers.vocabulary import SidVocabulary
 
 FIT_VERSION = 2
 ASSIGN_VERSION = 1
-MODALITIES = ("text", "image", "item")
 MAX_ROWS = 1_000_000  # vectors that a codebook is fitted on: a seeded sample of more
 
 
@@ -47,13 +47,13 @@ def fit(settings: TokenizerSettings, work: Work) -> Summary:
     items = storage.join(work.inputs["embed"], "items.lance")
     train = _sample(catalogue.train_items, settings.seed)
     held_out = _sample(np.setdiff1d(catalogue.clicks("valid")["item_row"].to_numpy(), catalogue.train_items), 0)
-    vectors = {modality: _vectors(items, modality, train) for modality in MODALITIES}
+    vectors: dict[str, Vectors] = {modality: _vectors(items, modality, train) for modality in MODALITIES}
     if not len(vectors["image"]):
         raise UserError(
             "no item with a train click has a picture, so there is nothing to fit image SIDs on",
             "fill the column image or image_uri of those items",
         )
-    valid = {m: v for m in MODALITIES if len(held_out) and len(v := _vectors(items, m, held_out))}
+    valid: dict[str, Vectors] = {m: v for m in MODALITIES if len(held_out) and len(v := _vectors(items, m, held_out))}
     candidates = _fit_sizes(vectors, valid, settings)
     tokenizers, recalls = choose(candidates, ValidationRecall(catalogue, work.inputs["embed"]))
     report = health(tokenizers, vectors)
@@ -97,44 +97,56 @@ def sid_count(tokenizers: str | None) -> int:
     return 0 if tokenizers is None else len(SidVocabulary.load(storage.join(tokenizers, "vocabulary.json")))
 
 
-def assign(embedding: EmbeddingSettings, work: Work) -> Summary:
-    """Inputs: tokenizers, embed."""
+def assign(modalities: Sequence[Modality], shuffle: int | None, embedding: EmbeddingSettings, work: Work) -> Summary:
+    """Inputs: tokenizers, embed. `shuffle`: seed of the control that gives every item another one's SIDs."""
     items = storage.join(work.inputs["embed"], "items.lance")
     total = open_dataset(items).count_rows()
-    make = functools.partial(_assigner, work.inputs["tokenizers"], items)
+    make = functools.partial(_assigner, work.inputs["tokenizers"], modalities, items, shuffled(total, shuffle))
     count = write_rows(work.path("sids.lance"), encode_rows("sids", total, make, embedding))
     return {"items": count}
+
+
+def shuffled(total: int, seed: int | None) -> Rows:
+    """Whose SIDs each of the items has: its own, or those of one fixed permutation."""
+    return np.arange(total) if seed is None else np.random.default_rng(seed).permutation(total)
 
 
 class Assigner:
     """Unit vectors of each modality -> SID token numbers; a new item is encoded alone with the same result."""
 
-    def __init__(self, tokenizers: str) -> None:
+    def __init__(self, tokenizers: str, modalities: Sequence[Modality]) -> None:
         self.tokenizers = load_all(storage.local_folder(tokenizers) / "tokenizers")
         self.vocabulary = SidVocabulary.load(storage.join(tokenizers, "vocabulary.json"))
+        self.modalities = modalities
+
+    def _slots(self, modalities: Sequence[str]) -> list[int]:
+        """Positions of those of the modalities that are in use, among all 9."""
+        used = set(modalities) & set(self.modalities)
+        return [place for place, (modality, _) in enumerate(self.vocabulary.slots) if modality in used]
 
     def sids(self, text: Vectors, image: Vectors, item: Vectors) -> Any:
-        """[n, 9] int32; a row of zeros in `image` [n, d] is an item without a picture."""
+        """[n, 3 * modalities] int32; a row of zeros in `image` [n, d] is an item without a picture."""
         present = np.abs(image).sum(1) > 0
         vectors = {"text": text, "image": image, "item": item}
         codes = {modality: self.tokenizers[modality].encode(rows) for modality, rows in vectors.items()}
-        return self.vocabulary.token_ids(codes, present)
+        return self.vocabulary.token_ids(codes, present)[:, self._slots(MODALITIES)]
 
     def picture_sids(self, image: Vectors, picture: Vectors) -> list[list[int]]:
         """The image and item tokens of a picture alone, [] where there is none."""
         present = np.abs(image).sum(1) > 0
         codes = {"image": self.tokenizers["image"].encode(image), "item": self.tokenizers["item"].encode(picture)}
         codes["text"] = np.zeros_like(codes["image"])
-        ids = self.vocabulary.token_ids(codes, present)[:, self.vocabulary.levels :]
+        ids = self.vocabulary.token_ids(codes, present)[:, self._slots(("image", "item"))]
         return [row.tolist() if ok else [] for row, ok in zip(ids, present, strict=True)]
 
 
-def _assigner(tokenizers: str, items: str) -> Encoder:
-    assigner = Assigner(tokenizers)
+def _assigner(tokenizers: str, modalities: Sequence[Modality], items: str, source: Rows) -> Encoder:
+    assigner = Assigner(tokenizers, modalities)
 
     def encode(rows: Any) -> pa.Table:
+        distinct, back = np.unique(source[rows], return_inverse=True)
         text, image, item, picture = (
-            read_vectors(items, name, rows) for name in ("text", "image", "vector", "picture")
+            read_vectors(items, name, distinct)[back] for name in ("text", "image", "vector", "picture")
         )
         columns = {
             "sids": pa.array(assigner.sids(text, image, item).tolist(), pa.list_(pa.int32())),

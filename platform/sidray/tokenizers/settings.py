@@ -5,16 +5,18 @@ settings = TokenizerSettings(kind="rqvae", hidden={"item": [128, 64, 32]});  set
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 
-from sidray.config import Settings
+from sidray.config import Settings, later
 from sidray.errors import UserError
 
 Entries = Annotated[int, Field(ge=2)]
 Choice = Entries | Annotated[list[Entries], Field(min_length=1)]
 Pyramid = list[PositiveInt]
+Modality = Literal["text", "image", "item"]
+MODALITIES: tuple[Modality, ...] = get_args(Modality)
 
 
 class TokenizerSettings(Settings):
@@ -54,6 +56,19 @@ class TokenizerSettings(Settings):
     """Learning rate of the tokens' embeddings, as a share of the stage's."""
     standardise: bool = True
     """Whether vectors get zero mean and unit variance per dimension, by the training vectors."""
+    modalities: list[Modality] = later([*MODALITIES])
+    """Whose SIDs an item's text carries (SMGR, table 3), always in this order. All codebooks are fitted, and the LM has
+    a token for every code: models of other subsets have the same parameters."""
+
+    @field_validator("modalities")
+    @classmethod
+    def _ordered(cls, names: list[Modality]) -> list[Modality]:
+        return [name for name in MODALITIES if name in names]
+
+    @property
+    def of_pictures(self) -> bool:
+        """Whether a picture alone has SIDs."""
+        return not {"image", "item"}.isdisjoint(self.modalities)
 
     def sizes_of(self, modality: str) -> list[int]:
         """Codebook sizes to choose from, ascending. Raises UserError when `entries` lists others only."""

@@ -10,7 +10,7 @@ History = Sequence[Mapping[str, float]]
 Scores = Mapping[str, Sequence[float] | None]  # S_v, S_t, S_o by layer; None: there is no such score
 
 
-def _smooth(values: Sequence[float], weight: float = 0.9) -> list[float]:
+def smooth(values: Sequence[float], weight: float = 0.9) -> list[float]:
     """Exponential moving average without the bias of its start."""
     out, average, total = [], 0.0, 0.0
     for value in values:
@@ -30,7 +30,7 @@ def plot_stage(name: str, history: History, validation: History) -> bytes:
     for index, key in enumerate(key for key in history[0] if key.endswith("/loss")):
         values = [row[key] for row in history]
         left.plot(steps, values, color=f"C{index}", alpha=0.25, linewidth=0.8)
-        left.plot(steps, _smooth(values), color=f"C{index}", label=key.removesuffix("/loss"))
+        left.plot(steps, smooth(values), color=f"C{index}", label=key.removesuffix("/loss"))
     left.set(title=f"{name}: training loss", xlabel="step", ylabel="loss")
     left.legend(fontsize=8)
     shown = [key for key in validation[0] if key.endswith(("R@1", "R@10", "token accuracy"))]

@@ -38,12 +38,12 @@ class StageRun(Chained):
         return run_stages(jobs, self.recipe.training)
 
     def job(self, work: Work) -> StageJob:
-        start = work.inputs.get("start")
+        start, controls = work.inputs.get("start"), self.recipe.controls
         return StageJob(
             stage=self.stage,
             training=self.recipe.training,
             model=self.recipe.model,
-            sources=sources_of(work.inputs, self.recipe.controls.shuffle_images),
+            sources=sources_of(work.inputs, controls.shuffle_images, controls.shuffle_pairs),
             sid_count=sid_count(work.inputs.get("tokenizers")),
             tokens=self.recipe.tokenizer,
             start=None if start is None else storage.join(start, TOWERS),

@@ -191,7 +191,7 @@ def saliency_step(recipe: Recipe, stage: StageSettings, work: Work) -> Summary:
 
 
 def _saliency(recipe: Recipe, stage: StageSettings, work: Work) -> Summary:
-    sources = sources_of(work.inputs, recipe.controls.shuffle_images)
+    sources = sources_of(work.inputs, recipe.controls.shuffle_images, recipe.controls.shuffle_pairs)
     model = cast(Mlrm, sources.model(recipe.model, 0))
     load_trained(model, storage.local_folder(storage.join(work.inputs["towers"], TOWERS)))
     device = inference_device()

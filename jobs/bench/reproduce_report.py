@@ -1,0 +1,157 @@
+"""report.md of a reproduction, from what results.json holds alone.
+
+text = report_text(spec, results)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from reproduce_spec import Row, Spec, System, Table
+
+from sidray.evaluation.report import escaped, markdown_table
+
+Found = Mapping[str, Any]
+_HOW = (
+    "Every table of the paper stands beside ours with the same rows. Our data stand for the papers', which are not "
+    "public, and our models are small: compare differences between rows, not numbers. Numbers are in %; of several "
+    "seeds the mean ± their standard deviation. p is of a paired test over the test clicks (bootstrap by query) or "
+    "pairs (randomisation by query note), each counted with its mean over the seeds; with three seeds or more also of "
+    "a paired t-test over them, as in SMGR's paper. Settings were chosen on the validation split."
+)
+
+
+def report_text(spec: Spec, results: Found) -> str:
+    """The whole report. results: what reproduce.py saves as results.json."""
+    parts = ["# SMGR and NoteLLM-2, reproduced", _HOW, _made(results), "## In short", _summary(spec, results)]
+    for name, table in spec.tables.items():
+        if found := results["tables"].get(name):
+            parts.append(f"## {table.title}")
+            for data, each in found.items():
+                parts += _table(table, spec.systems[table.system], data, each)
+    for name, figure in spec.figures.items():
+        if drawn := results["figures"].get(name):
+            parts.append(f"## {figure.title}")
+            for data, each in drawn.items():
+                parts += [
+                    f"![{figure.title}, {data}]({each['file']})",
+                    _figure_sentence(figure.says, figure.why, data, each),
+                ]
+    parts += ["## What each row cost", *_costs(spec, results)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _made(results: Found) -> str:
+    made = {name: results[name] for name in ("machine", "versions", "commit", "seeds", "wall_s")}
+    versions = ", ".join(f"{name} {version}" for name, version in made["versions"].items())
+    return (
+        f"Made on {made['machine']} with {versions}, of commit {made['commit']}, with up to {made['seeds']} seeds. The "
+        f"steps behind it took {made['wall_s'] / 3600:.1f} h."
+    )
+
+
+def _summary(spec: Spec, results: Found) -> str:
+    """Claim by claim and data set by data set, whether it holds."""
+    lines = []
+    for name, table in spec.tables.items():
+        for data, found in results["tables"].get(name, {}).items():
+            lines += [
+                [
+                    table.title.split(":")[0],
+                    data,
+                    claim["says"],
+                    claim.get("verdict") or f"not tested: {claim['not_tested']}",
+                ]
+                for claim in found["claims"]
+                if claim["expect"] != "number"
+            ]
+    return markdown_table(["table", "data", "the paper's claim", "here"], lines)
+
+
+def _table(table: Table, system: System, data: str, found: Found) -> list[str]:
+    out = [f"### {data}"]
+    for place, part in enumerate(table.parts):
+        size = found["sizes"].get(part.name)
+        heading = f"{part.name}, ours: {' and '.join(part.ours)}"
+        if size is None:
+            out.append(f"**{escaped(heading)}**: {data} has no such part.")
+            continue
+        lines = [_line(name, row, found["rows"][name], part.name, place, system) for name, row in table.rows.items()]
+        columns = ["row", "seeds", *(cell for title in system.metrics for cell in _headings(title, table))]
+        out += [f"**{escaped(heading)}** ({size:,} of the test split)", markdown_table(columns, lines)]
+    out.append("\n".join(f"- {_sentence(claim)}" for claim in found["claims"]))
+    failing = any(claim["verdict"] not in ("", "holds") for claim in found["claims"] if "verdict" in claim)
+    if failing and data in table.why:
+        out.append(f"Why: {table.why[data]}")
+    return out
+
+
+def _headings(title: str, table: Table) -> list[str]:
+    ours, _, theirs = title.partition(" / ")
+    return [ours, f"paper {theirs or ours}"] if _has_paper(table) else [ours]
+
+
+def _has_paper(table: Table) -> bool:
+    return any(row.paper for row in table.rows.values())
+
+
+def _line(name: str, row: Row, found: Found, part: str, place: int, system: System) -> list[str]:
+    paper = row.paper[place] if row.paper else [None] * len(system.metrics)
+    theirs = ["-" if value is None else f"{value:.2f}" for value in paper]
+    reason = found.get("not_run")
+    ours = ["-"] * len(theirs) if reason else [_spread(found["values"][part][title]) for title in system.metrics]
+    seeds = f"not run: {reason}" if reason else str(found["seeds"])
+    cells = [cell for pair in zip(ours, theirs, strict=True) for cell in pair] if row.paper else ours
+    return [name, seeds, *cells]
+
+
+def _spread(values: list[float]) -> str:
+    spread = f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.2f}{spread}"
+
+
+def _sentence(claim: Found) -> str:
+    """The claim and what became of it; every number is measured."""
+    if "not_tested" in claim:
+        return escaped(f"{_quoted(claim)}: not tested, {claim['not_tested']}.")
+    test, (first, second) = claim["test"], claim["means"]
+    metric = claim["metric"].replace("recall", "R")
+    over = claim.get("over_seeds")
+    seeds = f"; over seeds p = {over['p']:.4f}" if over else ""
+    numbers = (
+        f"{claim['first']} {first:.2f}, {claim['second']} {second:.2f} {metric}: {test['difference']:+.2f} points "
+        f"({test['low']:+.2f} to {test['high']:+.2f}), p = {test['p']:.4f}{seeds}"
+    )
+    says = f"{_quoted(claim)} {claim['verdict']}." if claim["verdict"] else f"{claim['says'].capitalize()}."
+    return escaped(f"{says} {numbers}.")
+
+
+def _quoted(claim: Found) -> str:
+    return f"The claim “{claim['says']}”"
+
+
+def _figure_sentence(says: str, why: Mapping[str, str], data: str, found: Found) -> str:
+    sentence = f"The claim “{says}” {found['verdict']}: {found['numbers']}."
+    return sentence + (f" Why: {why[data]}" if found["verdict"] != "holds" and data in why else "")
+
+
+def _costs(spec: Spec, results: Found) -> Iterable[str]:
+    """Of every data set: seconds of training behind a row (its first seed), and the samples that each task has seen."""
+    for data in dict.fromkeys(data for found in results["tables"].values() for data in found):
+        rows = {
+            row["ours"]: row
+            for name in spec.tables
+            for row in results["tables"].get(name, {}).get(data, {"rows": {}})["rows"].values()
+            if row.get("train_s")
+        }
+        tasks = list(dict.fromkeys(task for row in rows.values() for task in row["samples"]))
+        lines = [
+            [label, f"{row['train_s']:.0f}", *(f"{row['samples'].get(task, 0):,}" for task in tasks)]
+            for label, row in rows.items()
+        ]
+        if lines:
+            yield f"### {data}"
+            yield "Seconds of wall time, whatever else the machine did; stages that rows share count for each."
+            yield markdown_table(["row", "training, s", *tasks], lines)

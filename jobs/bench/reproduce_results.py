@@ -1,0 +1,109 @@
+"""From a bench's rows to what the report holds of a table: values, tests, verdicts. Plain JSON values.
+
+found = table_results(spec.tables["smgr-1"], spec.systems["smgr"], bench, seeds=3)
+found["rows"]["TIGER"]["values"]["all queries, popular cities"]["R@10"]   # [%, of each seed]
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from reproduce_rows import BASELINES, Bench
+from reproduce_spec import Claim, Part, Row, System, Table
+
+from sidray.evaluation.metrics import Values
+from sidray.evaluation.significance import Comparison, compare_seeds
+
+NOT_YET = "not computed yet"
+ENOUGH_SEEDS = 3  # for a test over seeds
+EQUAL = 1.0  # two rows are equal when the interval of their difference, in points, is within this
+Found = dict[str, Any]
+
+
+def table_results(table: Table, system: System, bench: Bench, seeds: int) -> Found:
+    """rows: name -> {values, seeds, costs} or {not_run}; claims: each with its test and verdict."""
+    rows = {name: _row(row, table, system, bench, seeds) for name, row in table.rows.items()}
+    claims = [_claim(claim, table, system, bench, seeds) for claim in table.claims]
+    return {"rows": rows, "claims": claims}
+
+
+def _row(row: Row, table: Table, system: System, bench: Bench, seeds: int) -> Found:
+    if reason := _missing(row, bench, seeds):
+        return {"not_run": reason}
+    done = bench.done(row.ours, seeds)
+    values: dict[str, dict[str, list[float]]] = {}
+    for title, metric in system.metrics.items():
+        found = [bench.values(row.ours, metric, seed) for seed in done]
+        for part in table.parts:
+            if (inside := bench.mask(part.ours)) is not None:
+                values.setdefault(part.name, {})[title] = [float(100 * each[inside].mean()) for each in found]
+    return {"ours": row.ours, "seeds": len(done), "values": values, **bench.costs(row.ours, done[0])}
+
+
+def part_sizes(parts: list[Part], bench: Bench) -> dict[str, int]:
+    """How many clicks or pairs are in each part that there is."""
+    masks = {part.name: bench.mask(part.ours) for part in parts}
+    return {name: int(mask.sum()) for name, mask in masks.items() if mask is not None}
+
+
+def _missing(row: Row, bench: Bench, seeds: int) -> str:
+    """Why a row has no numbers; "" when it has."""
+    if row.not_run:
+        return row.not_run
+    if bench.step(row.ours, 0) is None:
+        return f"the recipe has no row {row.ours!r}"
+    return "" if bench.done(row.ours, seeds) else bench.failed.get(row.ours, NOT_YET)
+
+
+def _claim(claim: Claim, table: Table, system: System, bench: Bench, seeds: int) -> Found:
+    out: Found = {"says": claim.says, "first": claim.first, "second": claim.second, "expect": claim.expect}
+    pair = [table.rows[claim.first], table.rows[claim.second]]
+    if reasons := [reason for row in pair if (reason := _missing(row, bench, seeds))]:
+        return out | {"not_tested": reasons[0]}
+    values = _paired(bench, [row.ours for row in pair], system.metric, seeds)
+    if not values[0]:
+        return out | {"not_tested": "no seed is done of both rows"}
+    means = [np.mean(list(each.values()), axis=0) for each in values]
+    test = _points(bench.compare(*means))
+    out |= {"metric": system.metric, "means": [100 * float(mean.mean()) for mean in means], "test": test._asdict()}
+    if (over := _over_seeds(values[0], values[1])) is not None:
+        out["over_seeds"] = over._asdict()
+    return out | {"verdict": verdict(claim.expect, test)}
+
+
+def _paired(bench: Bench, labels: list[str], metric: str, seeds: int) -> list[dict[int, Values]]:
+    """The values of both rows by the seeds that both have; a baseline, which has no seed, is the same for all."""
+    done = [set(bench.done(label, seeds)) for label in labels if label not in BASELINES]
+    both = set.intersection(*done) if done else {0}
+    return [
+        {seed: bench.values(label, metric, 0 if label in BASELINES else seed) for seed in sorted(both)}
+        for label in labels
+    ]
+
+
+def _points(test: Comparison) -> Comparison:
+    """Differences in points of a per cent."""
+    return Comparison(100 * test.difference, 100 * test.low, 100 * test.high, test.p)
+
+
+def _over_seeds(first: dict[int, Values], second: dict[int, Values]) -> Comparison | None:
+    """The paper's test, over runs of the same seed; None when there are too few."""
+    if len(first) < ENOUGH_SEEDS:
+        return None
+    means = [[float(values.mean()) for values in each.values()] for each in (first, second)]
+    return _points(compare_seeds(*means))
+
+
+def verdict(expect: str, test: Comparison) -> str:
+    """What the test says of the claim: it follows from difference, interval and p alone; `test` in points."""
+    if expect == "number":
+        return ""
+    if expect == "equal":
+        if test.low > -EQUAL and test.high < EQUAL:
+            return "holds"
+        return "does not hold" if test.significant else "is not decided: the interval is wider than a point"
+    right = test.difference > 0 if expect == "above" else test.difference < 0
+    if not test.significant:
+        return "does not hold: no difference beyond chance"
+    return "holds" if right else "does not hold: it is the other way round"

@@ -1,0 +1,218 @@
+"""The harness of the papers' tables: what it holds, renders and concludes, from rows whose answers are known."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sidray.evaluation.significance import Comparison, compare_clicks
+from sidray.recipe import load_recipe
+from sidray.report_clicks import ClicksReport
+from sidray.report_pairs import PairsReport
+from sidray.run import run_recipe, seeded_graphs
+
+BENCH = str(Path(__file__).resolve().parents[2] / "jobs" / "bench")
+sys.path.insert(0, BENCH)  # benchmarks import each other as scripts do
+
+import reproduce  # noqa: E402
+from reproduce_figures import loss_trends, saliency_trend  # noqa: E402
+from reproduce_report import report_text  # noqa: E402
+from reproduce_results import part_sizes, table_results, verdict  # noqa: E402
+from reproduce_rows import BASELINES, open_bench  # noqa: E402
+from reproduce_spec import Claim, Spec, load_spec  # noqa: E402
+
+sys.path.remove(BENCH)
+
+
+@pytest.fixture(scope="module")
+def spec() -> Spec:
+    return load_spec()
+
+
+class Canned:
+    """A bench over 200 clicks of 50 queries: row -> share of clicks that it finds, seed by seed."""
+
+    def __init__(self, rows: dict[str, list[float]]) -> None:
+        self.rows = rows
+        self.failed = {"mtiger": "the disk is full"}
+
+    def step(self, label: str, seed: int) -> object:
+        return object()
+
+    def done(self, label: str, seeds: int) -> list[int]:
+        return list(range(min(seeds, len(self.rows.get(label, [])))))
+
+    def values(self, label: str, metric: str, seed: int) -> np.ndarray:
+        return (np.arange(200) % 100 < 100 * self.rows[label][seed]).astype(float)
+
+    def mask(self, parts: list[str]) -> np.ndarray | None:
+        return None if parts == ["other"] else np.ones(200, bool)
+
+    def compare(self, first: np.ndarray, second: np.ndarray) -> Comparison:
+        return compare_clicks(first, second, np.arange(200) // 4)
+
+    def costs(self, label: str, seed: int) -> dict[str, Any]:
+        return {"train_s": 12.0, "samples": {"query2item": 51200}}
+
+
+def results(spec: Spec, rows: dict[str, list[float]], seeds: int = 3) -> dict[str, Any]:
+    bench: Any = Canned(rows)
+    table = spec.tables["smgr-1"]
+    found = table_results(table, spec.systems["smgr"], bench, seeds) | {"sizes": part_sizes(table.parts, bench)}
+    made = reproduce.made_with(seeds) | {"wall_s": 7200.0, "figures": {}}
+    return json.loads(json.dumps({**made, "tables": {"smgr-1": {"hm": found}}}))
+
+
+def test_the_tables_stand_beside_the_papers(spec: Spec) -> None:
+    found = results(spec, {"smgr": [0.6, 0.62, 0.61], "dual-tower": [0.4, 0.41, 0.42], "tiger": [0.5]})
+    text = report_text(spec, found)
+    lines = [line for line in text.splitlines() if line.startswith("| SMGR |")]
+    assert lines[0].startswith("| SMGR | 3 | 61.00 ± 1.00 | 58.19 | 61.00 ± 1.00 | 41.65 | 61.00 ± 1.00 | 72.92 |")
+    assert "| TIGER | 1 | 50.00 | 53.82 |" in text
+    assert "| MTIGER | not run: the disk is full | - | 56.01 |" in text
+    assert "| Joint-Que2search | not run: not computed yet | - | 53.78 |" in text
+    assert "hm has no such part" in text  # the other cities
+    assert "The claim “SMGR is above its best baseline, MTIGER”: not tested, the disk is full." in text
+    sentence = (
+        "The claim “SMGR is above the text-only dual tower” holds. SMGR 61.00, Qwen3-DualTower 41.00 R@10: +20.00"
+    )
+    assert sentence in text
+    assert "over seeds p = " in text
+    assert "| smgr | 12 | 51,200 |" in text
+    assert "took 2.0 h" in text
+    assert report_text(spec, found) == text
+
+
+def test_a_verdict_flips_with_the_numbers(spec: Spec) -> None:
+    for better, said in (("smgr", "holds."), ("mtiger", "does not hold: it is the other way round.")):
+        worse = "mtiger" if better == "smgr" else "smgr"
+        text = report_text(spec, results(spec, {better: [0.6], worse: [0.4]}))
+        assert f"“SMGR is above its best baseline, MTIGER” {said}" in text
+    text = report_text(spec, results(spec, {"smgr": [0.5], "mtiger": [0.5]}))
+    assert "MTIGER” does not hold: no difference beyond chance." in text
+
+
+def test_rows_are_compared_over_the_seeds_that_both_have(spec: Spec) -> None:
+    found = results(spec, {"smgr": [0.6, 0.2, 0.1], "dual-tower": [0.4]})["tables"]["smgr-1"]["hm"]["claims"][1]
+    assert found["means"] == [60, 40]
+    assert "over_seeds" not in found
+    table = spec.tables["smgr-controls"].model_copy(update={"claims": [Claim(**BM25)]})
+    bench: Any = Canned({"smgr": [0.6, 0.2, 0.1], "BM25": [0.25]})
+    assert table_results(table, spec.systems["smgr"], bench, 3)["claims"][0]["means"] == [pytest.approx(30), 25]
+
+
+BM25: dict[str, Any] = {"says": "above BM25", "first": "SMGR", "second": "BM25", "expect": "above"}
+
+
+@pytest.mark.parametrize(
+    ("expect", "test", "said"),
+    [
+        ("above", Comparison(2, 1, 3, 0.01), "holds"),
+        ("above", Comparison(2, -1, 5, 0.2), "does not hold: no difference beyond chance"),
+        ("above", Comparison(-2, -3, -1, 0.01), "does not hold: it is the other way round"),
+        ("below", Comparison(-2, -3, -1, 0.01), "holds"),
+        ("below", Comparison(2, 1, 3, 0.01), "does not hold: it is the other way round"),
+        ("equal", Comparison(0.1, -0.5, 0.7, 0.8), "holds"),
+        ("equal", Comparison(0.5, 0.2, 0.8, 0.01), "holds"),
+        ("equal", Comparison(0.5, -1.5, 2.5, 0.6), "is not decided: the interval is wider than a point"),
+        ("equal", Comparison(3, 2, 4, 0.01), "does not hold"),
+        ("number", Comparison(3, 2, 4, 0.01), ""),
+    ],
+)
+def test_verdicts_follow_from_the_test_alone(expect: str, test: Comparison, said: str) -> None:
+    assert verdict(expect, test) == said
+
+
+def test_the_papers_numbers(spec: Spec) -> None:
+    """Some from every paper's text: SMGR's section 5.2 to 5.5 and NoteLLM-2's 2.4."""
+    means = {
+        label: np.mean([part[2] for part in spec.tables["smgr-1"].rows[label].paper[:2]])
+        for label in ("SMGR", "MTIGER")
+    }
+    assert 100 * (means["SMGR"] / means["MTIGER"] - 1) == pytest.approx(2.64, abs=0.01)
+    table2 = spec.tables["notellm2-2"].rows
+    assert 100 * (table2["MTomato-Base"].paper[0][0] / table2["Tomato"].paper[0][0] - 1) == pytest.approx(
+        1.31, abs=0.01
+    )
+    for name in ("smgr-2", "smgr-3", "smgr-4"):
+        best = max(spec.tables[name].rows.values(), key=lambda row: row.paper[0][0])
+        assert list(spec.tables[name].rows.values())[-1] == best  # ours of the paper is the last row
+    for table in spec.tables.values():
+        sizes = {len(part) for row in table.rows.values() for part in row.paper}
+        assert sizes <= {len(spec.systems[table.system].metrics)}
+
+
+def test_every_row_is_one_of_the_recipes(spec: Spec) -> None:
+    for system, recipes in reproduce.RECIPES["small"].items():
+        for name in recipes.values():
+            recipe, variants, _ = load_recipe(name, ["data.folder=x"] * (name != "reproduce-pictograms"))
+            report: Any = ClicksReport if system == "smgr" else PairsReport
+            known = {*report(recipe, seeded_graphs({recipe.label: recipe, **variants})).rows, *BASELINES}
+            wanted = {
+                row.ours for table in spec.tables.values() if table.system == system for row in table.rows.values()
+            }
+            assert wanted - {""} <= known
+
+
+def test_what_joint_training_does_to_the_losses() -> None:
+    rng = np.random.default_rng(0)
+    steps, noise = np.arange(200), rng.normal(size=(4, 200)) / 10
+    fast, slow = np.exp(-steps / 20), np.exp(-steps / 80)
+    raw = {
+        "query2item": list(fast + noise[0]),
+        "query2text": list(fast + noise[0] + noise[1] / 10),
+        "image2text": list(slow + noise[2]),
+        "query2image": list(slow + noise[3]),
+    }
+    found = loss_trends(raw)
+    assert found["verdict"] == "holds"
+    assert found["moves"]["query2text"] > 0.9
+    assert found["moves"]["image2text"] < 0.3
+    assert found["fallen"]["image2text"] > found["fallen"]["query2text"]
+    assert loss_trends(raw | {"query2text": raw["image2text"], "image2text": raw["query2text"]})["verdict"] != "holds"
+
+
+def test_what_flows_from_the_picture() -> None:
+    basic, own = ({"S_v": [low, 0.5], "S_t": [0.2, 0.2], "S_o": [0.1, 0.1]} for low in (0.1, 0.3))
+    assert saliency_trend({"basic method": basic, "NoteLLM-2": own})["verdict"] == "holds"
+    assert saliency_trend({"basic method": own, "NoteLLM-2": basic})["verdict"] == "does not hold"
+
+
+@pytest.mark.ray
+def test_it_reads_what_a_run_left(debug_run: str, spec: Spec, tmp_path: Path) -> None:
+    """The report of a store where SMGR alone is done: its numbers are the run's, the other rows say why not."""
+    root = debug_run.rsplit("/runs/", 1)[0]
+    bench = open_bench("smgr-debug", [f"runs.root={root}"], lambda line: None)
+    reproduce.write(spec, {"smgr": {"pictograms": bench}, "notellm2": {}}, 2, tmp_path)
+    saved = json.loads((tmp_path / "results.json").read_text())["tables"]["smgr-controls"]["pictograms"]["rows"]
+    run = json.loads((Path(debug_run) / "report" / "results.json").read_text())["results"]
+    for name, label in (("SMGR", "smgr"), ("BM25", "BM25")):
+        found = saved[name]["values"]["all clicks"]["R@10"]
+        assert found == [pytest.approx(100 * run[label]["rows"]["all clicks"]["recall@10"])]
+    assert saved["no SIDs"] == {"not_run": "the recipe has no row 'no-sids'"}
+    assert saved["SMGR"]["samples"]["query2item"] == 2 * 6 * 32
+    assert "SMGR, controls" in (tmp_path / "report.md").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_table_with_two_seeds_from_end_to_end(ray_session: None, spec: Spec, tmp_path: Path) -> None:
+    """All rows of all SMGR's tables in the debug size; then `sidray run` finds every step of theirs done."""
+    benches = {"smgr": {"pictograms": open_bench("reproduce-debug", [f"runs.root={tmp_path}"], print)}, "notellm2": {}}
+    tables = [name for name in spec.tables if name.startswith("smgr")]
+    reproduce.compute(spec, benches, tables, 2, tmp_path / "out")
+    found = json.loads((tmp_path / "out" / "results.json").read_text())
+    for name in tables:
+        rows = found["tables"][name]["pictograms"]["rows"]
+        assert {row: each.get("seeds", each.get("not_run")) for row, each in rows.items() if row != "BM25"} == {
+            row: 2 for row in rows if row != "BM25"
+        }
+    assert (tmp_path / "out" / "smgr-1a-pictograms.png").exists()
+    said: list[str] = []
+    assert "±" in run_recipe("reproduce-debug", [f"runs.root={tmp_path}"], say=said.append).table
+    assert not any(line.startswith("stage") for line in said)
