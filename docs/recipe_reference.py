@@ -74,7 +74,7 @@ def _type(kind: Any) -> str:
     if origin is dict:
         return f"{{{_values(arguments[0], [])}: {_values(arguments[1], [])}}}"
     if origin in (list, tuple):
-        return f"list of {_values(arguments[0], [])}"
+        return f"list of {_values(arguments[0], [])}".replace("of section", "of sections")
     return "section" if isinstance(kind, type) and issubclass(kind, BaseModel) else NAMES[kind]
 
 
