@@ -121,8 +121,8 @@ def _sentence(claim: Found) -> str:
     over = claim.get("over_seeds")
     seeds = f"; over seeds p = {over['p']:.4f}" if over else ""
     numbers = (
-        f"{claim['first']} {first:.2f}, {claim['second']} {second:.2f} {metric}: {test['difference']:+.2f} points "
-        f"({test['low']:+.2f} to {test['high']:+.2f}), p = {test['p']:.4f}{seeds}"
+        f"{metric} of {claim['first']}: {first:.2f}, of {claim['second']}: {second:.2f}; {test['difference']:+.2f} "
+        f"points ({test['low']:+.2f} to {test['high']:+.2f}), p = {test['p']:.4f}{seeds}"
     )
     says = f"{_quoted(claim)} {claim['verdict']}." if claim["verdict"] else f"{claim['says'].capitalize()}."
     return escaped(f"{says} {numbers}.")

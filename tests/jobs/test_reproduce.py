@@ -78,10 +78,8 @@ def test_the_tables_stand_beside_the_papers(spec: Spec) -> None:
     assert "| Joint-Que2search | not run: not computed yet | - | 53.78 |" in text
     assert "hm has no such part" in text  # the other cities
     assert "The claim “SMGR is above its best baseline, MTIGER”: not tested, the disk is full." in text
-    sentence = (
-        "The claim “SMGR is above the text-only dual tower” holds. SMGR 61.00, Qwen3-DualTower 41.00 R@10: +20.00"
-    )
-    assert sentence in text
+    assert "The claim “SMGR is above the text-only dual tower” holds. R@10 of SMGR: 61.00" in text
+    assert "of Qwen3-DualTower: 41.00; +20.00 points" in text
     assert "over seeds p = " in text
     assert "| smgr | 12 | 51,200 |" in text
     assert "took 2.0 h" in text
@@ -202,17 +200,17 @@ def test_it_reads_what_a_run_left(debug_run: str, spec: Spec, tmp_path: Path) ->
 @pytest.mark.slow
 @pytest.mark.ray
 def test_a_table_with_two_seeds_from_end_to_end(ray_session: None, spec: Spec, tmp_path: Path) -> None:
-    """All rows of all SMGR's tables in the debug size; then `sidray run` finds every step of theirs done."""
+    """SMGR's table 1 in the debug size; then `sidray run` finds the stages of both seeds done."""
     benches = {"smgr": {"pictograms": open_bench("reproduce-debug", [f"runs.root={tmp_path}"], print)}, "notellm2": {}}
-    tables = [name for name in spec.tables if name.startswith("smgr")]
-    reproduce.compute(spec, benches, tables, 2, tmp_path / "out")
+    reproduce.compute(spec, benches, ["smgr-1"], 2, tmp_path / "out")
     found = json.loads((tmp_path / "out" / "results.json").read_text())
-    for name in tables:
-        rows = found["tables"][name]["pictograms"]["rows"]
-        assert {row: each.get("seeds", each.get("not_run")) for row, each in rows.items() if row != "BM25"} == {
-            row: 2 for row in rows if row != "BM25"
-        }
+    rows = found["tables"]["smgr-1"]["pictograms"]["rows"]
+    assert {name: row.get("seeds", row.get("not_run")) for name, row in rows.items()} == dict.fromkeys(rows, 2)
+    for row in rows.values():
+        first, second = row["values"]["all queries, other cities"]["R@20"]
+        assert first != second  # another seed
     assert (tmp_path / "out" / "smgr-1a-pictograms.png").exists()
     said: list[str] = []
-    assert "±" in run_recipe("reproduce-debug", [f"runs.root={tmp_path}"], say=said.append).table
+    table = run_recipe("smgr-debug", [f"runs.root={tmp_path}", "seeds=[42, 43]"], say=said.append).table
+    assert "±" in next(line for line in table.splitlines() if "│ smgr " in line)
     assert not any(line.startswith("stage") for line in said)
