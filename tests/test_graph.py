@@ -114,6 +114,9 @@ def test_every_row_gets_what_smgr_gives_its_tasks(name: str) -> None:
         if label != "dual-tower-long":
             found = _epochs(row, sid_stages=True)
             assert found == pytest.approx({task: wanted[task] for task in found}), label
+    stages = [stage for row in rows.values() for stage in (*row.stages, *row.sid_stages)]
+    assert {stage.rows for stage in stages} == {"items"}, "an epoch is as many samples for every task"
+    assert len({stage.batch_size for stage in stages}) == 1
     long = _epochs(variants["dual-tower-long"], sid_stages=True)
     steps = sum(stage.epochs for stage in (*recipe.stages, *recipe.sid_stages))
     assert long == {"query2item": pytest.approx(steps)}
