@@ -260,6 +260,7 @@ def test_a_killed_worker_and_zero_3_on_the_host_end_with_the_same_losses(
     np.testing.assert_allclose(losses(history), losses(undisturbed), rtol=1e-4)
 
 
+@pytest.mark.slow  # tests/models/test_mlrm.py holds cached grids and states to pixels and ids
 def test_cached_pictures_and_prompts_train_as_raw_ones(run: RunFolder, tmp_path: Path) -> None:
     """The loss curve over grids in fp16 and cached prompts against the one over pixels that nothing learns to see."""
     weights = storage.join(run.root, "steps", run.steps["text-weights"], run.manifest("text-weights")["attempt"])
