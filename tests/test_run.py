@@ -21,6 +21,8 @@ from sidray.evaluation.clicks import Clicks, Vectors, vector_ranks
 from sidray.evaluation.metrics import recall
 from sidray.export import export
 from sidray.finished import RunFolder
+from sidray.graph import build_graph
+from sidray.recipe import load_recipe
 from sidray.run import run_recipe
 from sidray.search import search
 from sidray.show import show
@@ -150,6 +152,16 @@ def test_export_is_plain_hugging_face(run: RunFolder, model: RunModel, tmp_path:
     np.testing.assert_allclose(vector, model.items([item]).vectors[0], atol=1e-4)
 
 
+def test_a_run_that_continues_another_has_its_codebooks_and_starts_from_its_towers(run: RunFolder) -> None:
+    own = ["stages=[]", f"init_from={run.uri}", f"runs.root={run.root}", "evaluation.after={}"]
+    graph = build_graph(load_recipe("smgr-debug", own)[0])
+    for role in ("tokenizers", "pretrained-towers"):
+        assert graph[role].folder == run.steps[role]
+    first = graph["stage-doc2docid"]
+    assert first.inputs["start"].folder == run.steps["final-towers"] != graph["final-towers"].folder
+
+
+@pytest.mark.slow  # the test before it has its steps
 def test_a_warm_start_keeps_the_codebooks(run: RunFolder, tmp_path: Path) -> None:
     """New clicks, frozen codebooks: the old items keep their SIDs, and training goes on from the final towers."""
     items = catalogue_table(run, 300)
