@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 EXTRAS ?= cpu,demo
 
-.PHONY: demo test chaos check format clean
+.PHONY: demo test chaos bench check format clean
 
 $(VENV)/.installed-run: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -26,6 +26,9 @@ chaos: $(VENV)/.installed-dev  ## kill -9 of replicas under load, 20 times each,
 	SIDRAY_KILLS=20 SIDRAY_FUZZ=2000 $(BIN)/pytest -m '' --timeout=3600 tests/serving/test_faults.py tests/serving/test_fuzz.py \
 		tests/serving/test_restart.py tests/training/test_stage.py tests/training/test_survival.py tests/test_object_store.py \
 		tests/test_survival.py tests/embedding
+
+bench: $(VENV)/.installed-dev  ## beside its peers, each from PyPI in an environment of its own: one table, stored in jobs/bench/results/bench
+	$(BIN)/python jobs/bench/side_by_side.py
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

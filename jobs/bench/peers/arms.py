@@ -75,6 +75,7 @@ def stop(process: subprocess.Popen[bytes]) -> None:
         with contextlib.suppress(psutil.NoSuchProcess):
             if each is not None:
                 each.kill()
+    psutil.wait_procs(below, timeout=STOP_S)
     process.wait()
 
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from .arms import Figures, NotRunError, in_turns, run
 from .finished import Finished
@@ -80,6 +79,7 @@ def _agreement(made: Finished, found: dict[str, Any]) -> list[Row]:
 
 def item_head(exported: Path, hidden: Any) -> Any:
     """MLP_I of one layer on pooled states [n, d], of unit length: what an item's vector is made of."""
+    import torch
     from safetensors.torch import load_file
 
     state = load_file(exported / "towers.safetensors")

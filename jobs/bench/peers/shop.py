@@ -19,9 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sidray.models.prompts import item_prompt, query_prompt
 from sidray.models.settings import Prompts, TextSettings
-from sidray.models.weights import EOS, prepare_text
 
 MAX_TOKENS = 48
 PROMPTS = Prompts(query="{query}", title="{title}", field=" {field}: {value}")
@@ -78,6 +76,8 @@ class Shop:
 
     def _write_tables(self, items: int) -> list[str]:
         """The rendered texts of the items."""
+        from sidray.models.prompts import item_prompt, query_prompt
+
         rng = np.random.default_rng(0)
         words = ["".join(rng.choice(_SYLLABLES, rng.integers(2, 5))) for _ in range(3000)]
         shares = 1 / np.arange(1, len(words) + 1)
@@ -107,6 +107,8 @@ class Shop:
         return texts
 
     def _write_encoder(self, sizes: dict[str, int], texts: list[str]) -> None:
+        from sidray.models.weights import prepare_text
+
         heads = sizes["num_attention_heads"]
         config = {**sizes, "num_key_value_heads": heads, "head_dim": sizes["hidden_size"] // heads}
         shutil.rmtree(self.encoder, ignore_errors=True)
@@ -119,6 +121,8 @@ def end_with_eos(folder: Path) -> None:
     """Makes the tokenizer end a text with EOS where its caller asks for special tokens, as all peers do."""
     from tokenizers import Tokenizer
     from tokenizers.processors import TemplateProcessing
+
+    from sidray.models.weights import EOS
 
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.post_processor = TemplateProcessing(

@@ -15,13 +15,13 @@ from pathlib import Path
 import numpy as np
 
 from .arms import Figures, NotRunError, in_turns, run
-from .setting import SCRIPTS, THREADS, Setting
+from .setting import SCRIPTS, Setting
 from .table import Figure, Row, compare
 
 VQ = "vector-quantize-pytorch"
 ITEMS, HELD_OUT, WIDTH = 20_000, 2_000, 128
 SIZES = {"widths": [128, 96, 64, 32], "levels": 3, "entries": 256, "beta": 0.25, "gamma": 0.25}
-SIZES |= {"epochs": 15, "batch": 256, "encode batch": 4096, "lr": 3e-3, "threads": THREADS}
+SIZES |= {"epochs": 15, "batch": 256, "encode batch": 4096, "lr": 3e-3, "threads": 1}
 FIGURES = [
     Figure("to target s", "s to equal reconstruction", True),
     Figure(
@@ -42,8 +42,8 @@ def rows(setting: Setting) -> list[Row]:
     sizes = write_vectors(folder)
     ours: list[object] = [sys.executable, SCRIPTS / "sidray_tokenizer.py", sizes]
     arms: dict[str, Callable[[], Figures]] = {
-        "sidray": functools.partial(run, ours, THREADS),
-        VQ: lambda: run([setting.venvs.python(VQ), SCRIPTS / "vq_fit.py", sizes], THREADS),
+        "sidray": functools.partial(run, ours, threads=1),
+        VQ: lambda: run([setting.venvs.python(VQ), SCRIPTS / "vq_fit.py", sizes], threads=1),
     }
     return compare("tokenizer", FIGURES, with_targets(in_turns(arms, setting.rounds)))
 

@@ -44,10 +44,10 @@ def rows(setting: Setting) -> list[Row]:
         for name, each in done.items():
             if isinstance(each, list):
                 rates.setdefault(name, []).append(mean(each)["samples/s"])
-    return found + _scaling(rates)
+    return found + scaling(rates)
 
 
-def _scaling(rates: dict[str, list[float]]) -> list[Row]:
+def scaling(rates: dict[str, list[float]]) -> list[Row]:
     """How many times the samples/s of one worker two have."""
     factors = {name: each[1] / each[0] for name, each in rates.items() if len(each) == 2}
     return [

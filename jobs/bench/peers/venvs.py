@@ -36,7 +36,7 @@ class Venvs:
         python, done = folder / "bin/python", folder / "installed.json"
         if not done.exists() or json.loads(done.read_text()) != wanted:
             print(f"installing {', '.join(wanted)}", file=sys.stderr, flush=True)
-            _call([sys.executable, "-m", "venv", str(folder)])
+            _venv(folder)
             _call([str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *wanted])
             done.write_text(json.dumps(wanted))
         return python
@@ -49,6 +49,10 @@ class Venvs:
         lines = [f"import site; site.addsitedir({path!r})" for path in ours]
         (site / "ours.pth").write_text("\n".join(lines) + "\n")
         return python
+
+
+def _venv(folder: Path) -> None:
+    _call([sys.executable, "-m", "venv", str(folder)])
 
 
 def _call(command: list[str]) -> None:

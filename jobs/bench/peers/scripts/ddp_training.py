@@ -88,7 +88,7 @@ def main() -> None:
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
-        losses.append(float(loss))
+        losses.append(loss.item())
         ends.append(time.perf_counter())
     if rank == 0:
         rate = given.batch * (given.steps - WARM) / (ends[-1] - ends[WARM - 1])
