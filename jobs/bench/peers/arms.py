@@ -1,7 +1,7 @@
 """An arm of a comparison: a command in a process of its own that prints one JSON line, and the memory of all its
 processes.
 
-    figures = run([python, "script.py", "--steps", "40"], threads=1)   # its line, and "peak MiB"
+    figures = run([python, "script.py", "--steps", "40"], threads=1)   # its line, "peak MiB" and "largest MiB"
 
 Whatever goes wrong with it is a NotRunError with its reason, never an end of the whole benchmark.
 """
@@ -33,11 +33,12 @@ class NotRunError(Exception):
 
 
 def run(command: Sequence[object], threads: int, environment: Mapping[str, str] | None = None) -> Figures:
-    """The last JSON line that the command prints, with "peak MiB". NotRunError when it fails or takes over LIMIT_S."""
+    """The last JSON line that the command prints, and the peaks of memory: "peak MiB" of all its
+    processes together, "largest MiB" of one. NotRunError when it fails or takes over LIMIT_S."""
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         process = start(command, threads, out, err, environment)
         try:
-            peak = _watch(process)
+            peaks = _watch(process)
         finally:
             stop(process)
         if process.returncode != 0:
@@ -46,7 +47,7 @@ def run(command: Sequence[object], threads: int, environment: Mapping[str, str] 
         lines = [line for line in out.read().decode().splitlines() if line.startswith("{")]
     if not lines:
         raise NotRunError("it printed no figures")
-    return {**json.loads(lines[-1]), "peak MiB": round(peak / 2**20)}
+    return {**json.loads(lines[-1]), **{name: round(held / 2**20) for name, held in peaks.items()}}
 
 
 def start(
@@ -100,27 +101,29 @@ def mean(rounds: Sequence[Figures]) -> Figures:
     return {**rounds[-1], **{key: float(np.mean([each[key] for each in rounds])) for key in numbers}}
 
 
-def _watch(process: subprocess.Popen[bytes]) -> int:
-    """Waits for its end; the peak of the bytes that its processes held. NotRunError after LIMIT_S."""
-    peak, until = 0, time.monotonic() + LIMIT_S
+def _watch(process: subprocess.Popen[bytes]) -> dict[str, int]:
+    """Waits for its end; the peaks of the bytes that its processes, and the largest of them, held. NotRunError after
+    LIMIT_S."""
+    peaks, until = {"peak MiB": 0, "largest MiB": 0}, time.monotonic() + LIMIT_S
     while time.monotonic() < until:
         try:
             process.wait(EVERY_S)
         except subprocess.TimeoutExpired:
-            peak = max(peak, _held(process.pid))
+            held = _held(process.pid)
+            peaks = {"peak MiB": max(peaks["peak MiB"], sum(held)), "largest MiB": max(peaks["largest MiB"], *held)}
         else:
-            return peak
+            return peaks
     raise NotRunError(f"it took longer than {LIMIT_S:g} s")
 
 
-def _held(pid: int) -> int:
-    """Bytes of a process and all below it; a page that several share counts once (PSS)."""
-    total = 0
+def _held(pid: int) -> list[int]:
+    """Bytes of a process and of each below it; of a page that several share each has its part (PSS)."""
+    held = [0]
     for each in [pid, *(process.pid for process in _below(pid))]:
         with contextlib.suppress(OSError):  # it has ended
             lines = Path(f"/proc/{each}/smaps_rollup").read_text().splitlines()
-            total += sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
-    return total
+            held.append(sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:")))
+    return held
 
 
 def _below(pid: int) -> list[psutil.Process]:
