@@ -21,7 +21,7 @@ from .table import Figure, Row, compare
 VQ = "vector-quantize-pytorch"
 ITEMS, HELD_OUT, WIDTH = 20_000, 2_000, 128
 SIZES = {"widths": [128, 96, 64, 32], "levels": 3, "entries": 256, "beta": 0.25, "gamma": 0.25}
-SIZES |= {"epochs": 30, "batch": 256, "encode batch": 4096, "lr": 3e-3, "threads": 1}
+SIZES |= {"epochs": 30, "batch": 256, "encode batch": 4096, "encode s": 5, "lr": 3e-3, "threads": 1}
 FIGURES = [
     Figure("to target s", "s to equal reconstruction", True),
     Figure(

@@ -80,11 +80,13 @@ def main() -> None:
             optimiser.step()
         epochs.append((time.perf_counter() - started, held_out_error(model, valid)))
     model.eval()
-    started = time.perf_counter()
+    started, encoded = time.perf_counter(), 0
     with torch.no_grad():
-        for rows in torch.split(train, sizes["encode batch"]):
-            model.quantiser(model.encoder(rows))
-    print(json.dumps({"epochs": epochs, "encode items/s": len(train) / (time.perf_counter() - started)}))
+        while time.perf_counter() < started + sizes["encode s"]:
+            for rows in torch.split(train, sizes["encode batch"]):
+                model.quantiser(model.encoder(rows))
+            encoded += len(train)
+    print(json.dumps({"epochs": epochs, "encode items/s": encoded / (time.perf_counter() - started)}))
 
 
 if __name__ == "__main__":
