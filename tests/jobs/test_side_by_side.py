@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
 
 from jobs.bench.peers import tokenizer, training
 from jobs.bench.peers.arms import Figures, NotRunError, in_turns, mean, run
+from jobs.bench.peers.load import Target, load
 from jobs.bench.peers.recall import _rows as recall_rows
 from jobs.bench.peers.results import Part, Results
 from jobs.bench.peers.table import Figure, Row, compare
@@ -52,6 +59,7 @@ def test_an_arm_that_fails_says_why(command: list[str], reason: str) -> None:
 def test_an_arm_that_takes_too_long_is_ended_with_its_children(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("jobs.bench.peers.arms.EVERY_S", 0.05)
     monkeypatch.setattr("jobs.bench.peers.arms.LIMIT_S", 1.0)
+    monkeypatch.setattr("jobs.bench.peers.arms.STOP_S", 5.0)
     noted = f"pathlib.Path({str(tmp_path / 'pid')!r}).write_text(str(os.getpid()))"
     child = f"import os, pathlib, time; {noted}; time.sleep(60)"
     with pytest.raises(NotRunError, match="longer than 1 s"):
@@ -114,6 +122,42 @@ def test_a_peer_that_does_not_install_says_why(tmp_path: Path, monkeypatch: pyte
 
 def test_versions_are_pinned() -> None:
     assert all("==" in each for wanted in pins().values() for each in wanted)
+
+
+@contextmanager
+def embedding_server(status: int) -> Iterator[str]:
+    """Answers every POST with one vector for each input, after 10 ms."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            inputs = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["input"]
+            time.sleep(0.01)
+            body = json.dumps({"data": [{"embedding": ""}] * len(inputs)}).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}/v1/embeddings"
+        server.shutdown()
+
+
+def test_the_load_counts_tokens_of_what_was_answered() -> None:
+    with embedding_server(200) as url:
+        found = asyncio.run(load(Target(url, "m"), [["a"], ["b", "c"]], [3, 5], clients=1, seconds=0.5))
+    assert set(found) == {"tokens/s", "p50 ms", "p99 ms"}
+    assert 10 <= found["p50 ms"] <= found["p99 ms"]
+    assert 4 / 1.5 < found["tokens/s"] * found["p50 ms"] / 1000 < 4 * 1.5  # of the two inputs in turn
+
+
+def test_a_server_that_refuses_is_not_run() -> None:
+    with embedding_server(500) as url, pytest.raises(NotRunError, match="500 from"):
+        asyncio.run(load(Target(url, "m"), [["a"]], [1], clients=1, seconds=0.5))
 
 
 def test_stored_parts_make_one_table(tmp_path: Path) -> None:

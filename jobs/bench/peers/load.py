@@ -29,7 +29,7 @@ async def load(
     target: Target, inputs: Sequence[list[str]], tokens: Sequence[int], clients: int, seconds: float
 ) -> dict[str, float]:
     """Each client sends the next input (a list of texts) when its last one is answered. tokens[i]: of inputs[i].
-    tokens/s, p50 and p99 in ms of a request. NotRunError when one fails."""
+    "tokens/s", "p50 ms" and "p99 ms" of a request. NotRunError when one fails."""
     numbers = itertools.cycle(range(len(inputs)))
     took, read = list[float](), 0
     started = time.perf_counter()
@@ -45,7 +45,7 @@ async def load(
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=clients)) as session:
         await asyncio.gather(*(client(session) for _ in range(clients)))
     p50, p99 = np.percentile(took, [50, 99]) * 1000
-    return {"tokens/s": read / (time.perf_counter() - started), "p50": float(p50), "p99": float(p99)}
+    return {"tokens/s": read / (time.perf_counter() - started), "p50 ms": float(p50), "p99 ms": float(p99)}
 
 
 async def _ask(session: aiohttp.ClientSession, target: Target, texts: list[str]) -> None:
