@@ -25,7 +25,7 @@ STEADY = Figure(
     "items/s",
     False,
     {
-        ST: "ours reads, checks, hashes and writes every item, too, and sorts by length within a batch, not over all texts"
+        ST: "ours reads, checks, hashes and writes every item, too, and sorts by length within a batch alone"
     },
 )
 WHOLE = Figure(
