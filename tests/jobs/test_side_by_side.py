@@ -125,12 +125,14 @@ def test_versions_are_pinned() -> None:
 
 
 @contextmanager
-def embedding_server(status: int) -> Iterator[str]:
-    """Answers every POST with one vector for each input, after 10 ms."""
+def embedding_server(status: int) -> Iterator[tuple[str, list[list[str]]]]:
+    """Answers every POST with one vector for each input, after 10 ms. Its URL, and the inputs so far."""
+    answered: list[list[str]] = []
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             inputs = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["input"]
+            answered.append(inputs)
             time.sleep(0.01)
             body = json.dumps({"data": [{"embedding": ""}] * len(inputs)}).encode()
             self.send_response(status)
@@ -143,20 +145,25 @@ def embedding_server(status: int) -> Iterator[str]:
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_address[1]}/v1/embeddings"
+        yield f"http://127.0.0.1:{server.server_address[1]}/v1/embeddings", answered
         server.shutdown()
 
 
 def test_the_load_counts_tokens_of_what_was_answered() -> None:
-    with embedding_server(200) as url:
-        found = asyncio.run(load(Target(url, "m"), [["a"], ["b", "c"]], [3, 5], clients=1, seconds=0.5))
+    tokens = {"a": 3, "b": 5}
+    with embedding_server(200) as (url, answered):
+        started = time.perf_counter()
+        found = asyncio.run(load(Target(url, "m"), [["a"], ["b", "c"]], list(tokens.values()), clients=2, seconds=0.5))
+        lasted = time.perf_counter() - started
     assert set(found) == {"tokens/s", "p50 ms", "p99 ms"}
-    assert 10 <= found["p50 ms"] <= found["p99 ms"]
-    assert 4 / 1.5 < found["tokens/s"] * found["p50 ms"] / 1000 < 4 * 1.5  # of the two inputs in turn
+    assert 10 <= found["p50 ms"] <= found["p99 ms"] <= lasted * 1000
+    read = sum(tokens[inputs[0]] for inputs in answered)
+    assert read / lasted <= found["tokens/s"] <= read / 0.5
+    assert {tuple(inputs) for inputs in answered} == {("a",), ("b", "c")}
 
 
 def test_a_server_that_refuses_is_not_run() -> None:
-    with embedding_server(500) as url, pytest.raises(NotRunError, match="500 from"):
+    with embedding_server(500) as (url, _), pytest.raises(NotRunError, match="500 from"):
         asyncio.run(load(Target(url, "m"), [["a"]], [1], clients=1, seconds=0.5))
 
 

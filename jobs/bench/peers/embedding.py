@@ -24,9 +24,7 @@ STEADY = Figure(
     "items/s",
     "items/s",
     False,
-    {
-        ST: "ours reads, checks, hashes and writes every item, too, and sorts by length within a batch alone"
-    },
+    {ST: "ours reads, checks, hashes and writes every item, too, and sorts by length within a batch alone"},
 )
 WHOLE = Figure(
     "whole items/s", "items/s, start included", False, {ST: "Ray, its actors and the check of the table start first"}
