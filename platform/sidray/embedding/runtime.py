@@ -18,11 +18,14 @@ from sidray.errors import UserError
 from sidray.finished import RunFolder
 from sidray.models.inference import for_inference
 from sidray.models.inputs import Segment, batch_of, pixels, sid_segment
+from sidray.models.lengths import of_similar_length
 from sidray.models.prompts import Prompter, load_tokenizer
 from sidray.models.sources import sources_of
 from sidray.models.towers import ImageInput, TextInput, Towers
 from sidray.models.trained import load_trained
 from sidray.tokenizers.run import Assigner
+
+PADDING = 0.1  # of a call, at most, as a share of its tokens
 
 
 class RunModel:
@@ -103,8 +106,14 @@ class RunModel:
         return [Segment(np.array([*each, self.prompter.eos], np.int64)) for each in ids]
 
     def _encode(self, towers: Towers, rows: list[list[Segment]]) -> Tensor:
-        batch = batch_of(rows, "x")
-        return towers.encode_text(TextInput(batch["x.ids"].to(self.device), batch["x.mask"].to(self.device)))
+        """[n, d]; rows of similar length are read in one call."""
+        lengths = [sum(len(segment.ids) for segment in row) for row in rows]
+        encoded = torch.empty((len(rows), towers.text.width), device=self.device)
+        for group in of_similar_length(lengths, PADDING):
+            batch = batch_of([rows[row] for row in group], "x")
+            inputs = TextInput(batch["x.ids"].to(self.device), batch["x.mask"].to(self.device))
+            encoded[group] = towers.encode_text(inputs)
+        return encoded
 
     def _with_sids(self, ids: Sequence[Sequence[int]], sids: Sequence[Sequence[int]]) -> Tensor:
         prefix = Segment(np.array(self.prompter.sids_prefix, np.int64))

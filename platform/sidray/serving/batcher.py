@@ -14,10 +14,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Generic, TypeVar
-
-import numpy as np
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -105,18 +102,3 @@ class Batcher(Generic[T, R]):
                 return
             for row in batch:
                 await self._run([row])
-
-
-def of_similar_length(lengths: Sequence[int], padding: float) -> list[list[int]]:
-    """The rows in groups, the shortest first: when each group is padded to its longest row, that adds at most the share
-    `padding` to all lengths together. Cut where a cut saves the most, until that holds, so that there are few."""
-    order = np.argsort(lengths, kind="stable")
-    ascending = np.asarray(lengths, np.int64)[order]
-    bounds = [0, len(ascending)]
-    while True:
-        low, high = np.repeat(bounds[:-1], np.diff(bounds)), np.repeat(bounds[1:], np.diff(bounds))  # of each row
-        if ascending[high - 1].sum() <= (1 + padding) * ascending.sum():
-            return [order[start:end].tolist() for start, end in pairwise(bounds) if end > start]
-        rows = np.arange(len(ascending))
-        saved = (rows - low) * (ascending[high - 1] - ascending[rows - 1])  # by a cut before each row
-        bounds = sorted([*bounds, int(np.argmax(saved))])

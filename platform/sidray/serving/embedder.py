@@ -18,8 +18,9 @@ import torch
 
 from sidray.embedding.encoded import load_model
 from sidray.finished import RunFolder
+from sidray.models.lengths import of_similar_length
 from sidray.serving.autoscaling import STAT
-from sidray.serving.batcher import Batcher, of_similar_length
+from sidray.serving.batcher import Batcher
 from sidray.serving.messages import Embedded, EncodedItems, NewItem, Refusal, Times, Vector
 from sidray.serving.metrics import BatchMetrics
 from sidray.serving.schemas import Model

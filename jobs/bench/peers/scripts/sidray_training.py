@@ -1,0 +1,39 @@
+"""Our arm of the training: one stage of a recipe through Ray Train and DeepSpeed, as `sidray run` computes it.
+
+python sidray_training.py RECIPE.yaml [--prepare]   # --prepare: the steps before it alone
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+
+from sidray.cluster import prepare_environment, ray_cluster
+from sidray.graph import build_graph
+from sidray.recipe import load_recipe
+from sidray.steps import Store, Work
+from sidray.training.record import Record
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("recipe")
+    parser.add_argument("--prepare", action="store_true")
+    given = parser.parse_args()
+    prepare_environment()
+    recipe, _, _ = load_recipe(given.recipe, [])
+    store = Store(recipe.runs.root, say=lambda line: None)
+    step = build_graph(recipe)["stage-query2text"]
+    with ray_cluster(), tempfile.TemporaryDirectory() as folder:
+        inputs = {role: store.ensure(needed) for role, needed in step.inputs.items()}
+        if given.prepare:
+            return
+        summary = step.run(Work(folder, inputs))
+        losses = [row["loss"] for row in Record.read(folder).steps]
+    figures = {"samples/s": float(summary["samples/s"]), "last loss": sum(losses[-10:]) / 10}
+    print(json.dumps({**figures, "data wait": summary["data wait"]}))
+
+
+if __name__ == "__main__":
+    main()
