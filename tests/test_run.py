@@ -125,9 +125,11 @@ def test_a_batch_of_texts_of_many_lengths_is_hardly_padded(model: RunModel, monk
 
     monkeypatch.setattr(model.final, "encode_text", noted)
     titles = ["cat", "a cat and a dog and a fish", "dog", "a fish and a dog and a cat", "fish"]
-    together = model.queries(titles)
+    together = model.items([{"title": title} for title in titles]).vectors
     assert sum(mask.numel() for mask in masks) <= 1.1 * sum(int(mask.sum()) for mask in masks)
-    np.testing.assert_allclose(np.concatenate([model.queries([title]) for title in titles]), together, atol=1e-5)
+    np.testing.assert_allclose(
+        np.concatenate([model.items([{"title": title}]).vectors for title in titles]), together, atol=1e-5
+    )
 
 
 def test_search_is_the_exact_answer_inside_the_partition(run: RunFolder, model: RunModel) -> None:

@@ -72,7 +72,7 @@ class RunModel:
     def encoded_queries(self, ids: Sequence[Sequence[int]]) -> Vectors:
         """`ids` as `tokenised_queries` gives them."""
         with torch.inference_mode():
-            return unit(self.final.query(self._encode(self.final, [[s] for s in self._segments(ids)])))
+            return unit(self.final.query(self._read(self.final, [[s] for s in self._segments(ids)])))
 
     def pictures(self, images: Sequence[bytes]) -> Vectors:
         """Pictures as queries: their own SIDs through the final item tower with the text left empty.
@@ -110,10 +110,13 @@ class RunModel:
         lengths = [sum(len(segment.ids) for segment in row) for row in rows]
         encoded = torch.empty((len(rows), towers.text.width), device=self.device)
         for group in of_similar_length(lengths, PADDING):
-            batch = batch_of([rows[row] for row in group], "x")
-            inputs = TextInput(batch["x.ids"].to(self.device), batch["x.mask"].to(self.device))
-            encoded[group] = towers.encode_text(inputs)
+            encoded[group] = self._read(towers, [rows[row] for row in group])
         return encoded
+
+    def _read(self, towers: Towers, rows: list[list[Segment]]) -> Tensor:
+        """[n, d], in one call."""
+        batch = batch_of(rows, "x")
+        return towers.encode_text(TextInput(batch["x.ids"].to(self.device), batch["x.mask"].to(self.device)))
 
     def _with_sids(self, ids: Sequence[Sequence[int]], sids: Sequence[Sequence[int]]) -> Tensor:
         prefix = Segment(np.array(self.prompter.sids_prefix, np.int64))

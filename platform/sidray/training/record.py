@@ -3,13 +3,12 @@
     record = Record("finetune", batch_size=64);  record.stepped(metrics, seconds=.2, waited=.01)
     record.write(folder);  Record.read(folder)       # stage.json, metrics.jsonl: a line for each step and validation
 
-It is in every checkpoint, so that a stage which is resumed has one record.
+Both files are in every checkpoint, too, so that a stage which is resumed has one record.
 """
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
@@ -25,11 +24,10 @@ Row = dict[str, float]
 @dataclass
 class Record:
     """`steps`: step, loss, metrics of the tasks, lr, seconds (waiting included, the start-up not) and of these those
-    waited for data. `validation`: step, score, held-out metrics. `best`: the best score so far."""
+    waited for data. `validation`: step, score, held-out metrics."""
 
     stage: str
     batch_size: int
-    best: float = -math.inf
     wall_s: float = 0.0
     steps: list[Row] = field(default_factory=list)
     validation: list[Row] = field(default_factory=list)
@@ -44,8 +42,8 @@ class Record:
 
     def validated(self, score: float, metrics: Mapping[str, float]) -> bool:
         """Whether this score is the best so far."""
+        better = all(score > row["score"] for row in self.validation)
         self.validation.append({"step": self.step, "score": score, **metrics})
-        better, self.best = score > self.best, max(score, self.best)
         return better
 
     def rates(self, last: int = 0) -> tuple[float, float]:
@@ -58,13 +56,6 @@ class Record:
         """How it goes, for a bar."""
         rate, waited = self.rates(RECENT)
         return f"{rate:.0f} samples/s, data wait {100 * waited:.0f} %, loss {self.steps[-1]['loss']:.3f}"
-
-    def dump(self) -> str:
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def load(cls, text: str) -> Record:
-        return cls(**json.loads(text))
 
     def write_lines(self, folder: str) -> None:
         """metrics.jsonl: a validation's line has the key "validation"."""

@@ -46,7 +46,6 @@ from sidray.training.validation import score_of, validate
 
 TOWERS = "towers.safetensors"
 CHECKPOINTS = "checkpoints"  # in the output while the stage runs
-RECORD = "record.json"  # in each checkpoint
 
 
 @dataclass(frozen=True)
@@ -135,7 +134,7 @@ def train_stage(job: StageJob, notes: Notes | None) -> None:
 def _resumed(engine: Any, found: Restored) -> Record:
     """The engine goes back to the checkpoint; its record."""
     resume(engine, found)
-    return Record.load((found.folder / RECORD).read_text())
+    return Record.read(str(found.folder))
 
 
 def _start(job: StageJob) -> TrainedModel:
@@ -224,7 +223,7 @@ class StageLoop:
         with self.checkpoints.writing(self.record.step) as folder:
             self.engine.save_checkpoint(str(folder), tag=TAG)  # every rank writes its shard
             if rank() == 0:
-                (folder / RECORD).write_text(self.record.dump())
+                self.record.write(str(folder))
                 self.record.write_lines(self.job.output)
                 if better:
                     save_trained(state, folder.with_suffix(BEST))
