@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from sidray import storage
 from sidray.errors import UserError
+from sidray.retrieval import index as index_module
 from sidray.retrieval.exact import top_k
 from sidray.retrieval.index import FORMAT, PartitionedIndex, build
 
@@ -164,6 +165,18 @@ def test_bad_queries_are_explained(tmp_path: Path) -> None:
         index.search(np.full((1, 3), np.nan), 1)
     with pytest.raises(UserError, match="k is 0"):
         index.search(np.ones((1, 3)), 0)
+
+
+@pytest.mark.parametrize("block", [1, 2, 3, 100])
+def test_an_item_that_occurs_twice_is_found_wherever_blocks_meet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int
+) -> None:
+    monkeypatch.setattr(index_module, "_BLOCK", block)
+    good = items(np.eye(4), ["p", "q", "p", "q"])
+    assert build(good, str(tmp_path), 1, "m").count == 4
+    for row in range(4):
+        with pytest.raises(UserError, match=f"{good['item_id'][row]}' occurs twice"):
+            build(pa.concat_tables([good, good.slice(row, 1)]), str(tmp_path), 1, "m")
 
 
 def test_a_table_that_cannot_be_served_is_refused(tmp_path: Path) -> None:

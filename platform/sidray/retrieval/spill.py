@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable
+from functools import partial
 
 import pyarrow as pa
+
+from sidray import storage
 
 
 def large(schema: pa.Schema) -> pa.Schema:
@@ -17,12 +20,20 @@ def large(schema: pa.Schema) -> pa.Schema:
 
 
 def spilled(batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> pa.Table:
-    """The rows in order, strings as `large` has them. The file lies in the folder for temporary files (TMPDIR)."""
-    layout = large(schema)
+    """The rows in order, strings as `large` has them. The file lies in the folder for temporary files (TMPDIR).
+
+    Raises StorageError when that is full."""
+    layout, writing = large(schema), partial(storage.write_errors, tempfile.gettempdir())
     with tempfile.TemporaryFile() as file:  # without a name from the start: gone however the process ends
-        with pa.ipc.new_file(file, layout) as writer:
-            for batch in batches:
+        path = f"/proc/self/fd/{file.fileno()}"
+        with writing():
+            sink = pa.OSFile(path, "wb")  # no buffer of Python's that fails a second time when the file is closed
+            writer = pa.ipc.new_file(sink, layout)
+        for batch in batches:  # what reading them raises is another's
+            with writing():
                 writer.write(batch.cast(layout))
-        file.flush()
-        with pa.memory_map(f"/proc/self/fd/{file.fileno()}") as mapped:
+        with writing():
+            writer.close()
+            sink.close()
+        with pa.memory_map(path) as mapped:
             return pa.ipc.open_file(mapped).read_all()
