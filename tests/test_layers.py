@@ -11,7 +11,7 @@ import sidray
 ROOT = Path(sidray.__file__).parent
 # From the ground up. "settings": the modules of that name in every part, which are light and which a recipe is made of.
 LAYERS = (
-    {"errors", "failures", "config", "storage", "datasets", "lease", "steps", "progress", "metrics"},
+    {"errors", "failures", "config", "scratch", "storage", "datasets", "lease", "steps", "progress", "metrics"},
     {"settings"},
     {"recipe", "finished", "cluster", "command"},
     {"data"},

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow.fs as pafs
@@ -44,6 +47,28 @@ def test_a_remote_folder_becomes_a_local_one(tmp_path: Path, monkeypatch: pytest
     copied = storage.local_copy("mock://bucket/run", tmp_path)
     assert (copied / "a").read_text() == "a"
     assert (copied / "sub" / "b").read_text() == "sub/b"
+
+
+REMOTE = """
+import sys, pyarrow.fs as pafs
+from sidray import storage
+remote = pafs.LocalFileSystem()
+storage.open_uri = lambda uri: (pafs.SubTreeFileSystem(sys.argv[1], remote), uri.removeprefix("s3://"))
+folders = [storage.local_folder("s3://bucket/run") for _ in range(2)]
+print(folders[0], folders[0] == folders[1], (folders[0] / "weights").read_text())
+"""
+
+
+def test_a_copy_of_a_remote_folder_goes_with_its_process(tmp_path: Path) -> None:
+    (tmp_path / "bucket" / "run").mkdir(parents=True)
+    (tmp_path / "bucket" / "run" / "weights").write_text("w")
+    (there := tmp_path / "tmp").mkdir()
+    command = [sys.executable, "-c", REMOTE, str(tmp_path)]
+    folder, *told = subprocess.check_output(command, env=os.environ | {"TMPDIR": str(there)}, text=True).split()
+    assert Path(folder).is_relative_to(there)
+    assert told == ["True", "w"]
+    assert list(there.iterdir()) == []
+    assert storage.local_folder(str(tmp_path / "bucket")) == tmp_path / "bucket"
 
 
 def test_an_error_names_the_uri_without_its_secret() -> None:

@@ -8,6 +8,7 @@ StorageError that names the URI; a file that is not there is a FileNotFoundError
 
 from __future__ import annotations
 
+import atexit
 import functools
 import itertools
 import json
@@ -26,6 +27,7 @@ import pyarrow.fs as pafs
 
 from sidray.errors import StorageError, UserError
 from sidray.failures import is_away, is_unreachable, reason_of
+from sidray.scratch import Scratch, delete_orphans
 
 ATTEMPTS = 8  # of a request to S3: with random waits of up to 1, 2, 4, ... 20 s between them, some 45 s and at most 71
 PROBES = 4  # of the first one, which tells a wrong address or name: 4 s
@@ -299,4 +301,9 @@ def local_copy(uri: str, folder: str | Path) -> Path:
 @functools.lru_cache(maxsize=64)
 def local_folder(uri: str) -> Path:
     """`local_copy` kept for the life of the process: many readers of one immutable step output share it."""
-    return local_copy(uri, tempfile.mkdtemp(prefix="sidray-"))
+    if is_local(uri):
+        return local_copy(uri, "")
+    delete_orphans()
+    scratch = Scratch()
+    atexit.register(scratch.delete)
+    return local_copy(uri, scratch.path)

@@ -36,7 +36,7 @@ NAMED = {  # a command that no test runs -> the reason, and what the section of 
     r"sidray run (smgr|notellm2)-[a-z-]+( .*)?": (TIME, r"hours|CPUs|[Mm]inute"),
     r"sidray run longer\.yaml .*": (TIME, r"[Rr]ecipe"),
     r"sidray run related\.yaml .*": (GPU, "needs GPUs and a bucket"),
-    r"python jobs/bench/paper_shape\.py.*": (GPU, "needs a GPU"),
+    r"python jobs/bench/(paper_shape|gpu_search)\.py.*": (GPU, "needs a GPU"),
     r"python jobs/bench/\w+\.py.*": (TIME, r"run for minutes|Measure"),
     r"pip install .*": (NETWORK, "package"),
 }

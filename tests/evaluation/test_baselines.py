@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -125,6 +128,18 @@ def test_vectors(seed: int) -> None:
     numbered = clicks.append_column("n", pa.array(range(len(clicks))))
     ranks = vectors(Pool.of(clicks, partitions, rows), queries.astype(np.float32), items.astype(np.float32))
     same(ranks, loop(numbered, partitions, rows, cosine))
+
+
+def test_jax_where_it_is_installed_stays_off_the_gpu(tmp_path: Path) -> None:
+    (tmp_path / "jax").mkdir()
+    (tmp_path / "jax" / "__init__.py").write_text(
+        "import os\nprint('platform', os.environ.get('JAX_PLATFORMS'))\n1 / 0\n"
+    )
+    program = "import sidray.run, sidray.evaluation.baselines as b; print('imported'); b.bm25_matrix([['red']])"
+    path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
+    environment = {name: value for name, value in os.environ.items() if name != "JAX_PLATFORMS"} | {"PYTHONPATH": path}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, text=True, capture_output=True, check=False)
+    assert done.stdout.splitlines()[-2:] == ["imported", "platform cpu"], done.stderr
 
 
 def test_tokens() -> None:

@@ -16,8 +16,8 @@ import pytest
 
 from sidray import storage
 from sidray.errors import UserError
+from sidray.scratch import Scratch
 from sidray.training.checkpoint import BEST, MANIFEST, Checkpoints, Made
-from sidray.training.scratch import Scratch
 
 MADE = Made(world=1, zero_stage=0, batch_size=32)
 
@@ -176,7 +176,7 @@ def test_the_local_copy_of_a_killed_process_is_deleted_by_the_next(
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     living = Scratch()
-    code = "import os; from sidray.training.scratch import Scratch; Scratch(); os.kill(os.getpid(), 9)"
+    code = "import os; from sidray.scratch import Scratch; Scratch(); os.kill(os.getpid(), 9)"
     subprocess.run([sys.executable, "-c", code], env={**os.environ, "TMPDIR": str(tmp_path)}, check=False)
     assert len(list(tmp_path.iterdir())) == 4
     checkpoints_at(tmp_path / "out")

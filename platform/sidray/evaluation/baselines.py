@@ -10,12 +10,12 @@ a partition is ranked among all of them.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import bm25s
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -128,6 +128,10 @@ def bm25_matrix(documents: list[list[str]]) -> tuple[scipy.sparse.csr_matrix, di
     """The score that each word adds to each document, and the column of each word."""
     if not any(documents):
         return scipy.sparse.csr_matrix((len(documents), 0)), {}
+    # bm25s runs JAX where that is installed, and JAX would take three quarters of a GPU's memory.
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    import bm25s
+
     retriever = bm25s.BM25(dtype="float64")
     retriever.index(documents, show_progress=False)
     parts = (retriever.scores["data"], retriever.scores["indices"], retriever.scores["indptr"])

@@ -21,9 +21,9 @@ from pathlib import Path
 
 from sidray import storage
 from sidray.errors import UserError
+from sidray.scratch import Scratch, delete_orphans
 from sidray.tasks.losses import rank
 from sidray.training.group import gathered, leads_node, on_node
-from sidray.training.scratch import Scratch, delete_orphans
 
 MANIFEST = "manifest.json"
 BEST = ".safetensors"
