@@ -29,7 +29,6 @@ STEADY = Figure(
 WHOLE = Figure(
     "whole items/s", "items/s, start included", False, {ST: "Ray, its actors and the check of the table start first"}
 )
-SAME = Figure("cosine", "least cosine between ours and its vectors")
 
 
 def rows(setting: Setting) -> list[Row]:

@@ -26,6 +26,7 @@ from sidray.embedding.pool import Cut, Encoder, encode_rows, vector_column, writ
 from sidray.embedding.settings import EmbeddingSettings
 from sidray.models.fetch import Fetch
 from sidray.models.inference import for_inference
+from sidray.models.lengths import read
 from sidray.models.settings import ModelSettings, Precision
 from sidray.models.sources import Sources
 from sidray.models.towers import ImageInput, TextInput, Towers
@@ -113,9 +114,9 @@ class _RowEncoder:
         batch = {name: value.to(self.device) for name, value in self.fetch_items(rows).items()}
         towers, kind = self.towers, self.job.item
         if kind == "sids":
-            vector = towers.item(towers.encode_text(_text(batch, "item")))
+            vector = towers.item(read(towers.encode_text, _text(batch, "item")))
             return self._table(vector, len(rows))
-        h_text = towers.encode_text(_text(batch, "text"))
+        h_text = read(towers.encode_text, _text(batch, "text"))
         if kind == "text":
             return self._table(towers.item(h_text), len(rows), h_text)
         image = ImageInput(batch["image"], batch["image.present"])
@@ -128,13 +129,13 @@ class _RowEncoder:
 
     def queries(self, query_ids: Any) -> pa.Table:
         batch = self.fetch_queries(self.first_click[query_ids])
-        h_q = self.towers.encode_text(_text({k: v.to(self.device) for k, v in batch.items()}, "query"))
+        h_q = read(self.towers.encode_text, _text({k: v.to(self.device) for k, v in batch.items()}, "query"))
         return self._table(self.towers.query(h_q), len(query_ids), h_q)
 
     def pictures(self, numbers: Any) -> pa.Table:
         """Items of the sample with their text left empty: the SIDs of the picture alone."""
         batch = {k: v.to(self.device) for k, v in self.fetch_pictures(self.picture_rows[numbers]).items()}
-        vector = self.towers.item(self.towers.encode_text(_text(batch, "item")))
+        vector = self.towers.item(read(self.towers.encode_text, _text(batch, "item")))
         return self._table(vector, len(numbers))
 
     def _table(

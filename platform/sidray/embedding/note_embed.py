@@ -20,6 +20,7 @@ from sidray import storage
 from sidray.data.catalogue import Catalogue
 from sidray.embedding.pool import Encoder, encode_rows, vector_column, write_rows
 from sidray.models.inference import for_inference
+from sidray.models.lengths import read
 from sidray.models.mlrm import Mlrm, NoteInput
 from sidray.models.note_inputs import NOTE_COLUMNS, NoteFetch, note_input
 from sidray.models.note_settings import NoteInputs
@@ -94,7 +95,7 @@ def _encoder(job: NoteJob, columns: Columns) -> Encoder:
 
 
 def _vectors(model: Mlrm, notes: NoteInput) -> dict[str, Tensor]:
-    return {"vector": F.normalize(model(notes)[1], dim=-1)}
+    return {"vector": F.normalize(read(lambda each: model(each)[1], notes), dim=-1)}
 
 
 def _untrained(model: Mlrm, notes: NoteInput) -> dict[str, Tensor]:

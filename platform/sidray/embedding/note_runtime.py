@@ -17,6 +17,7 @@ from sidray.errors import UserError
 from sidray.finished import RunFolder
 from sidray.models.inference import for_inference
 from sidray.models.inputs import Segment, batch_of, pixels
+from sidray.models.lengths import read
 from sidray.models.mlrm import Mlrm, NoteInput
 from sidray.models.note_inputs import open_visual, prompter_of
 from sidray.models.sources import sources_of
@@ -82,7 +83,7 @@ class NoteModel:
             values, present = pixels(images, self.recipe.model.image.size)
             image = ImageInput(values.to(self.device), present.to(self.device))
         with torch.inference_mode():
-            return unit(self.model(NoteInput(text, image))[1])
+            return unit(read(lambda notes: self.model(notes)[1], NoteInput(text, image)))
 
     def _text(self, prompts: Sequence[Sequence[int]]) -> TextInput:
         segments = [Segment(np.array(ids, np.int64)) for ids in prompts]

@@ -18,14 +18,12 @@ from sidray.errors import UserError
 from sidray.finished import RunFolder
 from sidray.models.inference import for_inference
 from sidray.models.inputs import Segment, batch_of, pixels, sid_segment
-from sidray.models.lengths import of_similar_length
+from sidray.models.lengths import read
 from sidray.models.prompts import Prompter, load_tokenizer
 from sidray.models.sources import sources_of
 from sidray.models.towers import ImageInput, TextInput, Towers
 from sidray.models.trained import load_trained
 from sidray.tokenizers.run import Assigner
-
-PADDING = 0.1  # of a call, at most, as a share of its tokens
 
 
 class RunModel:
@@ -72,7 +70,7 @@ class RunModel:
     def encoded_queries(self, ids: Sequence[Sequence[int]]) -> Vectors:
         """`ids` as `tokenised_queries` gives them."""
         with torch.inference_mode():
-            return unit(self.final.query(self._read(self.final, [[s] for s in self._segments(ids)])))
+            return unit(self.final.query(self.final.encode_text(self._text([[s] for s in self._segments(ids)]))))
 
     def pictures(self, images: Sequence[bytes]) -> Vectors:
         """Pictures as queries: their own SIDs through the final item tower with the text left empty.
@@ -92,7 +90,7 @@ class RunModel:
         """New or changed items, each encoded as if it were alone."""
         ids = self.prompter.items([self.prompter.item_text(item) for item in items])
         with torch.inference_mode():
-            h_text = self._encode(self.pretrained, [[s] for s in self._segments(ids)])
+            h_text = read(self.pretrained.encode_text, self._text([[s] for s in self._segments(ids)]))
             if self.last_item == "text":
                 return Encoded(unit(self.final.item(h_text)), [[] for _ in items])
             h_image = self._image([item.get("image") for item in items])
@@ -105,18 +103,9 @@ class RunModel:
     def _segments(self, ids: Sequence[Sequence[int]]) -> list[Segment]:
         return [Segment(np.array([*each, self.prompter.eos], np.int64)) for each in ids]
 
-    def _encode(self, towers: Towers, rows: list[list[Segment]]) -> Tensor:
-        """[n, d]; rows of similar length are read in one call."""
-        lengths = [sum(len(segment.ids) for segment in row) for row in rows]
-        encoded = torch.empty((len(rows), towers.text.width), device=self.device)
-        for group in of_similar_length(lengths, PADDING):
-            encoded[group] = self._read(towers, [rows[row] for row in group])
-        return encoded
-
-    def _read(self, towers: Towers, rows: list[list[Segment]]) -> Tensor:
-        """[n, d], in one call."""
+    def _text(self, rows: list[list[Segment]]) -> TextInput:
         batch = batch_of(rows, "x")
-        return towers.encode_text(TextInput(batch["x.ids"].to(self.device), batch["x.mask"].to(self.device)))
+        return TextInput(batch["x.ids"].to(self.device), batch["x.mask"].to(self.device))
 
     def _with_sids(self, ids: Sequence[Sequence[int]], sids: Sequence[Sequence[int]]) -> Tensor:
         prefix = Segment(np.array(self.prompter.sids_prefix, np.int64))
@@ -124,7 +113,7 @@ class RunModel:
         for segment, numbers in zip(self._segments(ids), sids, strict=True):
             tokens = sid_segment(self.final.base + np.asarray(numbers, np.int64), None)
             rows.append([segment.body(), prefix, tokens, segment.end()])
-        return self.final.item(self._encode(self.final, rows))
+        return self.final.item(read(self.final.encode_text, self._text(rows)))
 
     def _image(self, images: list[bytes | None]) -> Tensor:
         values, present = pixels(images, self.recipe.model.image.size)

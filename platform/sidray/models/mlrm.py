@@ -41,6 +41,15 @@ class NoteInput:
             None if self.text is None else self.text[rows], None if self.image is None else self.image[rows]
         )
 
+    @property
+    def lengths(self) -> list[int]:
+        return [1] * len(self) if self.text is None else self.text.lengths
+
+    def of(self, rows: list[int], tokens: int) -> NoteInput:
+        """These rows, their text cut to so many tokens."""
+        text = None if self.text is None else self.text.of(rows, tokens)
+        return NoteInput(text, None if self.image is None else self.image[rows])
+
 
 class Temperature(nn.Module):
     """The learnable tau of (1). A module, so that ZeRO-3 gathers its weight."""

@@ -36,6 +36,16 @@ class TextInput:
     def __getitem__(self, rows: slice) -> TextInput:
         return TextInput(self.ids[rows], self.mask[rows], None if self.states is None else self.states[rows])
 
+    @property
+    def lengths(self) -> list[int]:
+        lengths: list[int] = self.mask.sum(1).tolist()
+        return lengths
+
+    def of(self, rows: list[int], tokens: int) -> TextInput:
+        """These rows, cut to so many tokens."""
+        states = None if self.states is None else self.states[rows, :tokens]
+        return TextInput(self.ids[rows, :tokens], self.mask[rows, :tokens], states)
+
 
 @dataclass(frozen=True)
 class ImageInput:
@@ -47,7 +57,7 @@ class ImageInput:
     def __len__(self) -> int:
         return len(self.values)
 
-    def __getitem__(self, rows: slice) -> ImageInput:
+    def __getitem__(self, rows: slice | list[int]) -> ImageInput:
         return ImageInput(self.values[rows], self.present[rows])
 
 

@@ -15,6 +15,8 @@ from sidray.recipe import load_recipe
 from sidray.steps import Store, Work
 from sidray.training.record import Record
 
+WARM = 2  # steps that are not timed
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
@@ -29,10 +31,11 @@ def main() -> None:
         inputs = {role: store.ensure(needed) for role, needed in step.inputs.items()}
         if given.prepare:
             return
-        summary = step.run(Work(folder, inputs))
-        losses = [row["loss"] for row in Record.read(folder).steps]
-    figures = {"samples/s": float(summary["samples/s"]), "last loss": sum(losses[-10:]) / 10}
-    print(json.dumps({**figures, "data wait": summary["data wait"]}))
+        step.run(Work(folder, inputs))
+        record = Record.read(folder)
+    rate, waited = record.rates(record.step - WARM)
+    loss = sum(row["loss"] for row in record.steps[-10:]) / 10
+    print(json.dumps({"samples/s": rate, "last loss": loss, "data wait": waited}))
 
 
 if __name__ == "__main__":
