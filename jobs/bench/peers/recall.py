@@ -13,7 +13,6 @@ SCRIPT = Path(__file__).parent.parent / "recall.py"
 SIZES = ["--items", "200000", "--subset", "50000", "--partitions", "500", "--queries", "1200"]
 FIGURES = [
     Figure("QPS", "queries/s"),
-    Figure("CPU QPS", "queries/s of CPU time"),
     Figure("p99 ms", "p99 ms", True),
     Figure("recall@10", "recall@10"),
 ]
