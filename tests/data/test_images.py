@@ -31,7 +31,6 @@ def test_good_pictures_pass(kind: str) -> None:
         (noise((64, 64), "WEBP")[:-500], "damaged or truncated"),
         (animation("PNG"), "animated"),
         (animation("WEBP"), "animated"),
-        (bomb(8_000, 8_000), "more than 50,000,000 pixels"),
         (bomb(100_000, 100_000), "more pixels than Pillow opens"),
     ],
 )
@@ -54,6 +53,10 @@ def test_the_limit_is_the_caller_s() -> None:
     data = picture(size=(20, 10))
     assert check_image(data, max_pixels=200) is None
     assert "more than 199 pixels" in str(check_image(data, max_pixels=199))
+    large = picture(size=(7_200, 7_200), kind="JPEG")
+    assert "more than 50,000,000 pixels" in str(check_image(large))
+    assert check_image(large, max_pixels=60_000_000) is None
+    assert decode_rgb(large, 8).shape == (3, 8, 8)
 
 
 def test_a_wide_picture_is_centred_on_white() -> None:

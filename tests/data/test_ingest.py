@@ -204,6 +204,17 @@ def test_splits_come_from_time_else_from_the_item(tmp_path: Path) -> None:
     assert summary["clicks"]["test"] >= 12
 
 
+def test_files_of_a_table_may_lack_optional_columns(tmp_path: Path) -> None:
+    start = datetime.datetime(2024, 1, 1)
+    timed = [{"query": "q", "item_id": f"i{n}", "ts": start + datetime.timedelta(days=n)} for n in range(20)]
+    write([{"query": "q", "item_id": "i1"}], tmp_path / "clicks" / "0.parquet")
+    clicks = write(timed, tmp_path / "clicks" / "1.parquet").rsplit("/", 1)[0]
+    given = settings(tmp_path, max_bad_fraction=0.1).model_copy(update={"clicks": clicks})
+    _, summary = run(given, tmp_path)
+    assert summary["quarantined"] == {"clicks: null ts, which the split by time needs": 1}
+    assert sum(summary["clicks"].values()) == 20
+
+
 def test_hard_negatives_become_rows_and_unknown_ones_are_counted(tmp_path: Path) -> None:
     clicks = click_rows(20)
     clicks[0]["hard_negatives"] = ["i3", "nobody", "i1"]

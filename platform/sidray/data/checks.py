@@ -12,7 +12,6 @@ import hashlib
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -120,18 +119,8 @@ def _read_image(uri: str, table: TableFiles) -> bytes | str:
 
 
 def _locate(uri: str, table: TableFiles) -> tuple[pafs.FileSystem, str]:
-    if "://" not in uri:
-        filesystem, root = _filesystem(table.uri)
-        return filesystem, os.path.join(
-            root if table.folder else os.path.dirname(root), uri
-        )  # an absolute path stays as it is
-    parts = urlsplit(uri)
-    query = f"?{parts.query}" if parts.query else ""
-    filesystem, _ = _filesystem(f"{parts.scheme}://{parts.netloc}/{query}")
-    return filesystem, f"{parts.netloc.rpartition('@')[2]}{parts.path}"
-
-
-@lru_cache(maxsize=64)
-def _filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
-    """One client for each bucket: to make one costs more than to read a picture."""
-    return storage.open_uri(uri)
+    if "://" in uri:
+        return storage.open_uri(uri)
+    filesystem, root = storage.open_uri(table.uri)
+    folder = root if table.folder else os.path.dirname(root)
+    return filesystem, os.path.join(folder, uri)  # an absolute path stays as it is

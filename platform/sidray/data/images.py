@@ -10,6 +10,7 @@ decompression bomb costs nothing; animations are refused.
 from __future__ import annotations
 
 import io
+import math
 
 import numpy as np
 import numpy.typing as npt
@@ -36,12 +37,12 @@ def check_image(data: bytes, max_pixels: int = MAX_PIXELS) -> str | None:
     return None
 
 
-def decode_rgb(data: bytes, size: int, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.uint8]:
-    """The whole picture, turned upright (EXIF), scaled to fit and centred on white: uint8 [3, size, size].
+def decode_rgb(data: bytes, size: int) -> npt.NDArray[np.uint8]:
+    """The whole picture, which `check_image` let pass, turned upright (EXIF), scaled to fit and centred on white: uint8 [3, size, size].
 
     Transparent parts become white. Raises ImageError (a ValueError) with the reason when it cannot be decoded."""
     try:
-        with _open(data, max_pixels) as image:
+        with _open(data) as image:
             longest = max(image.size)
             image.draft("RGB", _fit(image.size, longest, size))  # JPEG: decodes at 1/2, 1/4 or 1/8 where that is enough
             image.load()
@@ -57,7 +58,7 @@ def decode_rgb(data: bytes, size: int, max_pixels: int = MAX_PIXELS) -> npt.NDAr
     return np.ascontiguousarray(np.asarray(canvas).transpose(2, 0, 1))
 
 
-def _open(data: bytes, max_pixels: int) -> Image.Image:
+def _open(data: bytes, max_pixels: float = math.inf) -> Image.Image:
     """Reads the header alone. Raises ImageError for what is refused by it."""
     if not data:
         raise ImageError("image: no bytes")

@@ -62,7 +62,7 @@ class RelationWriter:
         summary: dict[str, Any] = {}
         if "clicks" in tables:
             clicks = self._clicks(tables["clicks"])
-            self._store("clicks", clicks)
+            write_dataset(self._uri("clicks"), clicks)
             summary["clicks"] = _by_split(clicks)
             summary["queries"] = int(pc.count_distinct(clicks["query_id"]).as_py())
         if "events" in tables:
@@ -71,7 +71,7 @@ class RelationWriter:
         if pairs is None and summary.get("events"):
             pairs = self._derived_pairs()
         if pairs is not None:
-            self._store("pairs", pairs)
+            write_dataset(self._uri("pairs"), pairs)
             summary["pairs"] = _by_split(pairs)
         return summary
 
@@ -89,11 +89,11 @@ class RelationWriter:
             if "split" in present:
                 reasons.add(_unknown_split(rows, SPLITS), "unknown split")
             if by_time:
-                reasons.add(rows["ts"].is_null(), "null ts, which the split by time needs")
+                reasons.add(_or_null(rows, "ts", pa.timestamp("us")).is_null(), "null ts, which the split by time needs")
             columns = {"query": rows["query"], "item_row": pa.array(item_row), "partition": partition}
             columns |= {name: rows[name] for name in ("split", "ts") if name in rows.column_names}
             if "kind" in present:
-                columns["kind"] = _or_empty(rows, "kind")
+                columns["kind"] = _or_null(rows, "kind").fill_null("")
             if "hard_negatives" in present:
                 columns["hard_negatives"] = self._hard_negatives(rows)
             return pa.table(columns)
@@ -131,11 +131,11 @@ class RelationWriter:
             reasons.add(item == other, "an item paired with itself")
             if "split" in present:
                 reasons.add(_unknown_split(rows, (*SPLITS, "mixed")), "unknown split")
-                split = rows["split"] if "split" in rows.column_names else pa.nulls(rows.num_rows, pa.string())
+                split = _or_null(rows, "split")
             else:
                 split = splits.names(splits.of_pairs(self._item_split[item], self._item_split[other]))
-            score = rows["score"] if "score" in rows.column_names else pa.nulls(rows.num_rows, pa.float32())
-            return pa.table({"item_row": item, "related_row": other, "split": split, "score": score.fill_null(1.0)})
+            score = _or_null(rows, "score", pa.float32()).fill_null(1.0)
+            return pa.table({"item_row": item, "related_row": other, "split": split, "score": score})
 
         return pa.concat_tables(self._good(table, rules))
 
@@ -203,21 +203,17 @@ class RelationWriter:
         reasons.add(unknown, _OUTSIDE if self.settings.limit else f"{column} of no item")
         return rows
 
-    def _store(self, name: str, table: pa.Table) -> None:
-        write_dataset(self._uri(name), table)
-
     def _uri(self, name: str) -> str:
         return storage.join(self.output, f"{name}.lance")
 
 
+def _or_null(rows: pa.Table, name: str, kind: pa.DataType | None = None) -> pa.Array:
+    """A column that some files of a table have and others lack; `kind`: default string."""
+    return rows[name] if name in rows.column_names else pa.nulls(rows.num_rows, kind or pa.string())
+
+
 def _unknown_split(rows: pa.Table, known: tuple[str, ...]) -> pa.Array:
-    if "split" not in rows.column_names:
-        return pa.array([True] * rows.num_rows, pa.bool_())
-    return pc.invert(pc.is_in(rows["split"], pa.array(known)))
-
-
-def _or_empty(rows: pa.Table, name: str) -> pa.Array:
-    return rows[name].fill_null("") if name in rows.column_names else pa.array([""] * rows.num_rows, pa.string())
+    return pc.invert(pc.is_in(_or_null(rows, "split"), pa.array(known)))
 
 
 def _by_split(table: pa.Table) -> dict[str, int]:

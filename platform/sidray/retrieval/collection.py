@@ -182,7 +182,7 @@ class Collection:
         for generation in generations:
             item_table.untag(self.table, generation.name)
             if generation.index.startswith("collections/"):
-                storage.delete(self.index_folder(generation))
+                storage.delete(storage.join(self.root, generation.index))
         item_table.clean(self.table, KEEP_VERSIONS_FOR)
 
     def _point(self, pointer: Pointer) -> None:
