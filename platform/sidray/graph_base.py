@@ -34,11 +34,6 @@ class Graph:
     def __contains__(self, role: str) -> bool:
         return role in self.steps
 
-    @property
-    def model_key(self) -> str:
-        """What table, index and query vectors of this model carry."""
-        return f"{self.recipe.name}-{self.steps['embed'].key}"
-
 
 class Builder(ABC):
     """Adds the steps one after the other; each method reads the roles before it. `previous`: the graph of the run that

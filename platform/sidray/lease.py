@@ -37,10 +37,10 @@ def _start_time(pid: int) -> str:
 
 
 class Lease:
-    """Context manager: holds `<folder>/lease.json` while the block runs. `attempt` names the output folder; another
-    holder is waited for `wait_s`."""
+    """Context manager: holds `<folder>/lease.json` while the block runs. `attempt` names the output folder: that
+    of a holder who did not finish is adopted. Another holder is waited for `wait_s`."""
 
-    def __init__(self, folder: str, attempt: str | None = None, wait_s: float = 0.0) -> None:
+    def __init__(self, folder: str, wait_s: float = 0.0) -> None:
         self.uri = storage.join(folder, "lease.json")
         deadline = time.monotonic() + wait_s
         while (previous := self._read()) is not None and self._alive(previous):
@@ -53,8 +53,8 @@ class Lease:
                 f"wait for it, or stop it; {EXPIRY_S:.0f} s after its last heartbeat a new driver takes the step over",
             )
         adopted = previous["attempt"] if previous is not None else None
-        self.attempt: str = attempt or adopted or uuid.uuid4().hex[:8]
-        self.adopted = adopted is not None and self.attempt == adopted
+        self.attempt: str = adopted or uuid.uuid4().hex[:8]
+        self.adopted = adopted is not None
         self._mine = uuid.uuid4().hex
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)

@@ -13,6 +13,7 @@ from sidray.data.images import check_image
 from sidray.embedding.encoded import ServedModel, load_model
 from sidray.errors import UserError
 from sidray.finished import RunFolder
+from sidray.retrieval.exact import unit
 from sidray.retrieval.index import PartitionedIndex
 
 
@@ -30,8 +31,7 @@ def query_vector(model: ServedModel, query: str, image: bytes | None) -> Any:
         raise UserError("there is nothing to search for", "give a query, a picture, or both")
     parts = [model.queries([query])] if query else []
     parts += [model.pictures([image])] if image is not None else []
-    total = np.sum(parts, axis=0)
-    return total / np.maximum(np.linalg.norm(total, axis=1, keepdims=True), 1e-12)
+    return unit(np.sum(parts, axis=0))
 
 
 def read_picture(path: str, max_pixels: int) -> bytes:

@@ -126,7 +126,6 @@ class Squares:
 def test_steps_come_in_order_and_fast() -> None:
     positions = np.random.default_rng(0).permutation(1_200).reshape(300, 4)
     stream = StepStream(positions, Squares(), concurrency=1)
-    assert len(stream) == 300
     start = 0.0
     for step, batch in enumerate(stream):
         start = start or time.perf_counter()
@@ -137,7 +136,6 @@ def test_steps_come_in_order_and_fast() -> None:
     assert stream.batches == 300
     assert 299 / elapsed > 100
     assert 0 < stream.waited_s <= elapsed
-    assert stream.first_batch_s > 0
 
 
 def test_long_plans_go_through_several_pipelines(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,9 +150,11 @@ def test_waiting_is_measured_without_the_start_up() -> None:
         return {"rows": torch.from_numpy(rows.copy())}
 
     stream = StepStream(np.zeros((3, 1)), slow, concurrency=1)
-    assert len(list(stream)) == 3
-    assert stream.first_batch_s >= 0.05
-    assert stream.waited_s < stream.first_batch_s + 1
+    batches = iter(stream)
+    next(batches)
+    assert stream.waited_s == 0
+    assert len(list(batches)) == 2
+    assert stream.waited_s > 0
 
 
 def test_streams_can_be_left_interleaved_and_empty() -> None:

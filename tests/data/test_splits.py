@@ -57,13 +57,13 @@ def test_items_bought_together_equal_a_count_by_hand(events: list[tuple[int, int
     wanted = []
     for item in range(15):
         own = sorted((-count, other) for (left, other), count in together.items() if left == item)
-        wanted += [(item, other, -count) for count, other in own[: related.MAX_RELATED]]
+        wanted += [(item, other, -count) for count, other in own[:10]]
     columns = np.array(events, dtype=np.int64).reshape(-1, 2).T
-    found = related.bought_together(columns[0], columns[1], n_items=15)
+    found = related.bought_together(columns[0], columns[1], n_items=15, most=10)
     assert list(zip(*(column.tolist() for column in found), strict=True)) == wanted
 
 
 def test_only_a_user_s_latest_items_count() -> None:
     many = related.MAX_ITEMS_PER_USER + 5
-    item, _, _ = related.bought_together(np.zeros(many, np.int64), np.arange(many), n_items=many)
+    item, _, _ = related.bought_together(np.zeros(many, np.int64), np.arange(many), n_items=many, most=10)
     assert set(item.tolist()) == set(range(5, many))

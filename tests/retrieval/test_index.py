@@ -197,18 +197,20 @@ def test_a_remote_index_is_staged_once(tmp_path: Path, monkeypatch: pytest.Monke
     """A filesystem that is not local: a folder behind a pyarrow SubTreeFileSystem."""
     remote = tmp_path / "bucket"
     remote.mkdir()
+    (tmp_path / "stage").mkdir()
     subtree, plain = pafs.SubTreeFileSystem(str(remote), pafs.LocalFileSystem()), storage.open_uri
     opener = lambda uri: (subtree, uri[len("far://") :]) if uri.startswith("far://") else plain(uri)  # noqa: E731
     monkeypatch.setattr(storage, "open_uri", opener)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "stage"))
     vectors = np.random.default_rng(0).normal(size=(20, 4))
     build(items(vectors, ["p"] * 20), "far://gen-1", 1, "m")
-    index = PartitionedIndex.load("far://gen-1", threads=1, staging=str(tmp_path / "stage"))
+    index = PartitionedIndex.load("far://gen-1", threads=1)
     (remote / "gen-1" / "vectors.npy").unlink()  # the second load must not need it
-    again = PartitionedIndex.load("far://gen-1", threads=1, staging=str(tmp_path / "stage"))
+    again = PartitionedIndex.load("far://gen-1", threads=1)
     np.testing.assert_array_equal(again.search(vectors, 3)[1], index.search(vectors, 3)[1])
     assert len(list((tmp_path / "stage" / "sidray-index").iterdir())) == 1
     with pytest.raises(UserError, match="there is no index"):
-        PartitionedIndex.load("far://gen-2", threads=1, staging=str(tmp_path / "stage"))
+        PartitionedIndex.load("far://gen-2", threads=1)
 
 
 def test_the_number_of_threads_holds_in_every_thread(tmp_path: Path) -> None:

@@ -38,9 +38,10 @@ def check_image(data: bytes, max_pixels: int = MAX_PIXELS) -> str | None:
 
 
 def decode_rgb(data: bytes, size: int) -> npt.NDArray[np.uint8]:
-    """The whole picture, which `check_image` let pass, turned upright (EXIF), scaled to fit and centred on white: uint8 [3, size, size].
+    """The whole picture, turned upright (EXIF), scaled to fit and centred on white: uint8 [3, size, size].
 
-    Transparent parts become white. Raises ImageError (a ValueError) with the reason when it cannot be decoded."""
+    How many pixels it may have is for `check_image` to say. Transparent parts become white. Raises ImageError
+    (a ValueError) with the reason when it cannot be decoded."""
     try:
         with _open(data) as image:
             longest = max(image.size)

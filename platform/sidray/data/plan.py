@@ -33,10 +33,6 @@ class EpochPlan:
     def __post_init__(self) -> None:
         if self.rows < 1:
             raise UserError("there are no rows to train on", "check the train split of the catalogue's clicks or pairs")
-        if self.batch_size < 1 or self.epochs < 1:
-            raise UserError(
-                f"batch_size={self.batch_size} and epochs={self.epochs} must both be at least 1", "mend the stage"
-            )
 
     @property
     def steps(self) -> int:

@@ -1,6 +1,6 @@
 """Items that were bought together, counted over baskets: small logs, in memory. cooccurrence.py takes any log.
 
-item, related, count = bought_together(baskets, items, n_items=14_811)
+item, related, count = bought_together(baskets, items, n_items=14_811, most=10)
 """
 
 from __future__ import annotations
@@ -11,12 +11,11 @@ from scipy.sparse import csr_matrix
 
 Ints = npt.NDArray[np.int64]
 MAX_ITEMS_PER_USER = 200  # a user's latest; crawlers would otherwise make the count quadratic
-MAX_RELATED = 10  # of one item: the most frequent
 _CHUNK = 4096  # items whose counts are in memory at once
 
 
-def bought_together(users: Ints, items: Ints, n_items: int) -> tuple[Ints, Ints, Ints]:
-    """For each item its MAX_RELATED most frequent companions: (item, related, count), sorted by item, then count.
+def bought_together(users: Ints, items: Ints, n_items: int, most: int) -> tuple[Ints, Ints, Ints]:
+    """For each item its `most` frequent companions: (item, related, count), sorted by item, then count.
 
     users, items: one entry for each event in order of time, int64 [events]. count is the number of users who have both;
     of equal counts the item of the smaller number is first."""
@@ -31,7 +30,7 @@ def bought_together(users: Ints, items: Ints, n_items: int) -> tuple[Ints, Ints,
         order = np.lexsort((right, -count, left))
         left, right, count = left[order], right[order], count[order]
         rank = np.arange(len(left)) - np.searchsorted(left, left)  # position within the item's own companions
-        parts.append((left[rank < MAX_RELATED], right[rank < MAX_RELATED], count[rank < MAX_RELATED]))
+        parts.append((left[rank < most], right[rank < most], count[rank < most]))
     first, second, third = (np.concatenate(column) for column in zip(*parts, strict=True))
     return first, second, third
 

@@ -89,7 +89,7 @@ class RelationWriter:
             if "split" in present:
                 reasons.add(_unknown_split(rows, SPLITS), "unknown split")
             if by_time:
-                reasons.add(_or_null(rows, "ts", pa.timestamp("us")).is_null(), "null ts, which the split by time needs")
+                reasons.add(_or_null(rows, "ts").is_null(), "null ts, which the split by time needs")
             columns = {"query": rows["query"], "item_row": pa.array(item_row), "partition": partition}
             columns |= {name: rows[name] for name in ("split", "ts") if name in rows.column_names}
             if "kind" in present:

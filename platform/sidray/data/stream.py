@@ -40,8 +40,7 @@ class StepStream:
 
     positions: int64 [steps, local batch]. At most `concurrency` tasks of `num_cpus` each prepare batches at once. No
     task starts while more than about buffer_bytes of finished batches wait in the object store.
-    After (and during) the iteration: batches, first_batch_s (start-up: the wait for the first batch) and waited_s (the
-    wait for all the others)."""
+    After (and during) the iteration: batches, and waited_s, the wait for all of them but the first."""
 
     def __init__(
         self,
@@ -54,22 +53,15 @@ class StepStream:
         self.positions = np.ascontiguousarray(positions, dtype=np.int64)
         self.fetch, self.num_cpus, self.concurrency, self.buffer_bytes = fetch, num_cpus, concurrency, buffer_bytes
         self.batches = 0
-        self.first_batch_s = 0.0
         self.waited_s = 0.0
-
-    def __len__(self) -> int:
-        return len(self.positions)
 
     def __iter__(self) -> Iterator[Batch]:
         with closing(self._steps()) as steps:
             for step in range(len(self.positions)):
                 start = time.perf_counter()
                 batch = safetensors.torch.load(next(steps))
-                waited = time.perf_counter() - start
                 if step:
-                    self.waited_s += waited
-                else:
-                    self.first_batch_s = waited
+                    self.waited_s += time.perf_counter() - start
                 self.batches += 1
                 if step + 1 == len(self.positions):
                     steps.close()  # ends the pipeline although nobody asks for a further batch

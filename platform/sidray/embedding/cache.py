@@ -127,22 +127,26 @@ def _text_encoder(model: ModelSettings, precision: Precision, weights: str, ids_
 def image_cache(model: ModelSettings, settings: EmbeddingSettings, work: Work) -> Summary:
     """Inputs: catalogue, image-weights."""
     catalogue = Catalogue.open(work.inputs["catalogue"])
-    make = functools.partial(_image_encoder, model, work.inputs["image-weights"], catalogue)
+    make = functools.partial(_image_encoder, model, work.inputs["image-weights"], catalogue, 0)
     count = write_rows(work.path("features.lance"), encode_rows("image-cache", catalogue.n_items, make, settings))
     return {"items": count}
 
 
-def _image_encoder(model: ModelSettings, weights: str, catalogue: Catalogue) -> Encoder:
+def _image_encoder(model: ModelSettings, weights: str, catalogue: Catalogue, places: int) -> Encoder:
+    """`places`: of a grid in fp16; 0: the features of the whole picture."""
     device = inference_device()
     trunk = load_image_encoder(storage.local_folder(weights)).eval().to(device)
+    name, shape, dtype = ("grid", places * trunk.width, np.float16) if places else ("features", trunk.width, np.float32)
 
     def encode(rows: Any) -> pa.Table:
         table = catalogue.items(rows, ["image", "image_id"])
         values, present = pixels(table["image"].to_pylist(), model.image.size)
-        features = np.zeros((len(rows), trunk.width), np.float32)
+        out = np.zeros((len(rows), shape), dtype)
         if present.any():
-            features[present.numpy()] = trunk(values[present].to(device)).float().cpu().numpy()
-        return pa.table({"features": vector_column(features), "image_id": table["image_id"]})
+            shown = values[present].to(device)
+            found = trunk.grid(shown).float().clamp(-65504, 65504).half().flatten(1) if places else trunk(shown).float()
+            out[present.numpy()] = found.cpu().numpy()
+        return pa.table({name: vector_column(out), "image_id": table["image_id"]})
 
     return encode
 
@@ -157,24 +161,8 @@ def grid_cache(model: ModelSettings, settings: EmbeddingSettings, work: Work) ->
         places, width = encoder.grid(blank).shape[1:]
     gigabytes = 2 * catalogue.n_items * places * width / 2**30
     print(f"grid-cache: {catalogue.n_items:,} items x {places} places x {width} features in fp16: {gigabytes:.2f} GiB")
-    make = functools.partial(_grid_encoder, model, weights, catalogue, places)
+    make = functools.partial(_image_encoder, model, weights, catalogue, places)
     tables = encode_rows("grid-cache", catalogue.n_items, make, settings)
     metadata = {"places": str(places), "cls": str(int(encoder.has_cls))}
     named = (table.replace_schema_metadata(metadata) for table in tables)
     return {"items": write_rows(work.path("features.lance"), named), "places": places, "width": width}
-
-
-def _grid_encoder(model: ModelSettings, weights: str, catalogue: Catalogue, places: int) -> Encoder:
-    device = inference_device()
-    encoder = load_image_encoder(storage.local_folder(weights)).eval().to(device)
-
-    def encode(rows: Any) -> pa.Table:
-        table = catalogue.items(rows, ["image", "image_id"])
-        values, present = pixels(table["image"].to_pylist(), model.image.size)
-        grid = np.zeros((len(rows), places * encoder.width), np.float16)
-        if present.any():
-            found = encoder.grid(values[present].to(device)).float().clamp(-65504, 65504)
-            grid[present.numpy()] = found.half().flatten(1).cpu().numpy()
-        return pa.table({"grid": vector_column(grid), "image_id": table["image_id"]})
-
-    return encode

@@ -47,9 +47,9 @@ class EmbedJob:
     sid_count: int
     towers: str
     item: Literal["fused", "text", "sids"]
-    random_images: int | None = None
-    own_pictures: bool = True
-    precision: Precision = "fp32"
+    random_images: int | None
+    own_pictures: bool
+    precision: Precision
 
     def columns(self) -> frozenset[str]:
         return {"fused": frozenset({"text", "image"}), "text": frozenset({"text"}), "sids": frozenset({"item"})}[

@@ -74,11 +74,9 @@ class _NewItems:
         at = {row: n for n, row in enumerate(row for own, _ in encoded for row in own.tolist())}
         columns = pa.concat_tables([self._schema.empty_table(), *(found for _, found in encoded)])
         columns = columns.take(pa.array([at.get(row) for row in rows.tolist()], pa.int64()))
-        table = pa.table({"item_id": ids, "content_hash": hashes, "place": places})
-        table = table.append_column("refused", pa.array([reasons.get(row) for row in rows.tolist()], pa.string()))
-        return pa.table(
-            dict(zip(table.column_names + columns.column_names, table.columns + columns.columns, strict=True))
-        )
+        refused = pa.array([reasons.get(row) for row in rows.tolist()], pa.string())
+        own = {"item_id": ids, "content_hash": hashes, "place": places, "refused": refused}
+        return pa.table(own | dict(zip(columns.column_names, columns.columns, strict=True)))
 
     def _hash(self, item: Item) -> str:
         texts = [item[name] or "" for name in self._fields]

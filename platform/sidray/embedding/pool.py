@@ -6,6 +6,7 @@ Cut(tables).take(100)                                         # the next 100 row
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -134,17 +135,12 @@ def write_rows(uri: str, tables: Iterator[pa.Table]) -> int:
 
     def batches() -> Iterator[pa.RecordBatch]:
         nonlocal count
-        for table in _chain(first, tables):
+        for table in itertools.chain((first,), tables):
             count += table.num_rows
             yield from table.to_batches()
 
     write_dataset(uri, pa.RecordBatchReader.from_batches(first.schema, batches()))
     return count
-
-
-def _chain(first: pa.Table, rest: Iterator[pa.Table]) -> Iterator[pa.Table]:
-    yield first
-    yield from rest
 
 
 def vector_column(values: Any) -> pa.FixedSizeListArray:

@@ -13,7 +13,7 @@ some small maps: vectors and items are shared with the delta before it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -44,13 +44,12 @@ class Delta:
     vectors: Floats  # [m, d] of unit length, a view of a larger buffer
     partitions: dict[str, Rows]  # the live rows of each partition that the delta has ever had
     hidden: Ints  # ascending rows of the index
-    skipped: int  # rows of another model
     shard: Shard
 
     @classmethod
     def empty(cls, index: PartitionedIndex, shard: Shard = WHOLE) -> Delta:
         vectors, hidden = np.zeros((0, index.manifest.dimension), np.float32), np.zeros(0, np.int64)
-        return cls(index, {}, [], vectors, {}, hidden, 0, shard)
+        return cls(index, {}, [], vectors, {}, hidden, shard)
 
     def __len__(self) -> int:
         """Items that were changed or deleted, in all shards."""
@@ -58,9 +57,9 @@ class Delta:
 
     def plus(self, rows: pa.Table) -> Delta:
         """With these rows of the log: item_id, seq, deleted, partition, vector, model_key, title, sids, ..."""
-        fresh, skipped = self._fresh(rows)
+        fresh = self._fresh(rows)
         if not fresh:
-            return replace(self, skipped=self.skipped + skipped)
+            return self
         latest, partitions = dict(self.latest), dict(self.partitions)
         gone: dict[str, set[int]] = {}
         for item_id in fresh:
@@ -76,7 +75,7 @@ class Delta:
         _move(partitions, gone, [(self.items[row]["partition"], row) for row in added])
         own = self.index.rows_of(list(fresh))
         hidden = np.union1d(self.hidden, own[own >= 0])
-        return Delta(self.index, latest, self.items, vectors, partitions, hidden, self.skipped + skipped, self.shard)
+        return Delta(self.index, latest, self.items, vectors, partitions, hidden, self.shard)
 
     def search(self, vector: Floats, partitions: Sequence[str] | None) -> tuple[Floats, Ints]:
         """Cosines and rows of all live items in these partitions (None: everywhere), in no order."""
@@ -90,19 +89,17 @@ class Delta:
         found = self.latest.get(item_id)
         return None if found is None else found.row
 
-    def _fresh(self, rows: pa.Table) -> tuple[dict[str, int], int]:
-        """Item -> number of its winning row among `rows`; and how many rows are of another model."""
+    def _fresh(self, rows: pa.Table) -> dict[str, int]:
+        """Item -> number of its winning row among `rows`; rows of another model are left out."""
         columns = ("item_id", "seq", "deleted", "model_key")
         ids, seqs, deleted, keys = (rows[name].to_pylist() for name in columns)
         best: dict[str, int] = {}
-        skipped = 0
         for number, item_id in enumerate(ids):
-            if not deleted[number] and keys[number] != self.index.manifest.model_key:
-                skipped += 1
-            elif item_id not in best or seqs[number] >= seqs[best[item_id]]:
+            ours = deleted[number] or keys[number] == self.index.manifest.model_key
+            if ours and (item_id not in best or seqs[number] >= seqs[best[item_id]]):
                 best[item_id] = number
         known = dict(zip(best, self._known_seqs(list(best)), strict=True))
-        return {item_id: number for item_id, number in best.items() if seqs[number] > known[item_id]}, skipped
+        return {item_id: number for item_id, number in best.items() if seqs[number] > known[item_id]}
 
     def _known_seqs(self, item_ids: list[str]) -> list[int]:
         rows = self.index.rows_of(item_ids)

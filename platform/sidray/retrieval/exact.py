@@ -58,10 +58,10 @@ def top_k(
     scores = np.full((len(query_vecs), k), -np.inf, np.float32)
     rows = np.full((len(query_vecs), k), -1, np.int64)
     for members, candidates in groups(query_codes, item_codes):
-        for queries in _blocks(members, max(1, _SCORE_BLOCK // max(1, len(candidates)))):
+        for _, queries in _blocks(members, max(1, _SCORE_BLOCK // max(1, len(candidates)))):
             cosines = np.empty((len(queries), len(candidates)), np.float32)
             unit_queries = unit(query_vecs[queries])  # [b, d]
-            for start, items in _numbered_blocks(candidates, _ITEM_BLOCK):
+            for start, items in _blocks(candidates, _ITEM_BLOCK):
                 cosines[:, start : start + len(items)] = unit_queries @ unit(item_vecs[items]).T
             best = np.argsort(-cosines, axis=1, kind="stable")[:, :k]  # [b, min(k, C)]
             scores[queries, : best.shape[1]] = np.take_along_axis(cosines, best, axis=1)
@@ -89,7 +89,7 @@ def tie_ranks(
     found = reachable(item_codes, query_codes, positive_rows, candidates)
     asked = np.flatnonzero(found)
     for members, rows in groups(query_codes[asked], item_codes, candidates):
-        for queries in _blocks(asked[members], _QUERY_BLOCK):
+        for _, queries in _blocks(asked[members], _QUERY_BLOCK):
             above, same = _count(query_vecs[queries], item_vecs, rows, positive_rows[queries], tolerance)
             greater[queries], equal[queries] = above, same
     return greater, equal
@@ -108,7 +108,7 @@ def _count(query_vecs: Floats, item_vecs: Floats, rows: Ints, positives: Ints, t
     place = np.searchsorted(rows, positives)  # where each positive stands among the candidates
     greater = np.zeros(len(queries), np.int64)
     equal = np.zeros(len(queries), np.int64)
-    for start, items in _numbered_blocks(rows, _ITEM_BLOCK):
+    for start, items in _blocks(rows, _ITEM_BLOCK):
         scores = queries @ unit(item_vecs[items]).T  # [b, items]
         here = np.flatnonzero((place >= start) & (place < start + len(items)))
         scores[here, place[here] - start] = -np.inf  # the positive does not compete with itself
@@ -118,11 +118,6 @@ def _count(query_vecs: Floats, item_vecs: Floats, rows: Ints, positives: Ints, t
     return greater, equal
 
 
-def _blocks(values: Ints, size: int) -> Iterator[Ints]:
-    for start in range(0, len(values), size):
-        yield values[start : start + size]
-
-
-def _numbered_blocks(values: Ints, size: int) -> Iterator[tuple[int, Ints]]:
+def _blocks(values: Ints, size: int) -> Iterator[tuple[int, Ints]]:
     for start in range(0, len(values), size):
         yield start, values[start : start + size]

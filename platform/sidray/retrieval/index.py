@@ -121,12 +121,12 @@ class PartitionedIndex:
         self._whole = self._joined(self._ranges.values())
 
     @classmethod
-    def load(cls, folder: str, threads: int, staging: str | None = None) -> PartitionedIndex:
+    def load(cls, folder: str, threads: int) -> PartitionedIndex:
         """Verifies the checksums and maps the files. `threads`: how many one search may use.
 
-        An index on another filesystem is copied below `staging` first, once for all processes of a machine. Raises
-        UserError when a file is missing, truncated or altered."""
-        local = stage(folder, _FILES, _MANIFEST, Path(staging or tempfile.gettempdir()) / "sidray-index")
+        An index on another filesystem is copied to the temporary folder first, once for all processes of a machine.
+        Raises UserError when a file is missing, truncated or altered."""
+        local = stage(folder, _FILES, _MANIFEST, Path(tempfile.gettempdir()) / "sidray-index")
         manifest = read_manifest(str(local))
         for name, expected in manifest.sha256.items():
             if not (local / name).is_file() or sha256(local / name) != expected:

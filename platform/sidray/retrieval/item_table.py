@@ -128,20 +128,13 @@ def open_version(uri: str, version: int | None = None) -> lance.LanceDataset:
         raise UserError(f"item table {uri} has no version {version}", latest) from error
 
 
-def current(uri: str, version: int | None = None, columns: Sequence[str] | None = None) -> pa.Table:
+def current(
+    uri: str, version: int | None = None, columns: Sequence[str] | None = None, with_deleted: bool = False
+) -> pa.Table:
     """What is searchable at a version: of each item the row with the highest seq, unless that row deletes it.
 
-    In the log's order. `columns` (default: all) keeps memory small: thumbnails are most of the bytes; `position` adds
-    each row's number in the table at that version."""
-    return _latest(uri, version, columns, with_deleted=False)
-
-
-def latest(uri: str, version: int, columns: Sequence[str]) -> pa.Table:
-    """`current` and the rows that delete an item."""
-    return _latest(uri, version, columns, with_deleted=True)
-
-
-def _latest(uri: str, version: int | None, columns: Sequence[str] | None, with_deleted: bool) -> pa.Table:
+    In the log's order. `columns` (default: all) keeps memory small: thumbnails are most of the bytes; `with_deleted`:
+    the rows that delete an item, too."""
     dataset = open_version(uri, version)
     fragments = dataset.get_fragments()
     winners = _winners(_keys(dataset, fragments), with_deleted)
@@ -222,7 +215,7 @@ def _columns(dataset: lance.LanceDataset, columns: Sequence[str] | None) -> list
     if columns is None:
         return names
     for name in columns:
-        if name not in (*names, POSITION):
+        if name not in names:
             raise UserError(
                 f"the item table has no column {name!r}{nearest(name, names)}", f"columns: {', '.join(names)}"
             )

@@ -36,7 +36,7 @@ class KnownItems:
     @classmethod
     def of(cls, uri: str, version: int) -> KnownItems:
         """The table's items at a version."""
-        return cls(item_table.latest(uri, version, COLUMNS))
+        return cls(item_table.current(uri, version, COLUMNS, with_deleted=True))
 
     def content(self, item_id: str) -> int | None:
         """The hash of its content hash, as `fingerprint` makes it; None for an item that is not in the table."""

@@ -14,7 +14,7 @@ from sidray import storage
 from sidray.data.catalogue import Catalogue
 from sidray.data.content import content_hash, thumbnail
 from sidray.datasets import open_dataset
-from sidray.embedding.pool import read_vectors
+from sidray.embedding.pool import read_vectors, vector_column
 from sidray.retrieval import index as index_module
 from sidray.retrieval import item_table
 from sidray.steps import Summary, Work
@@ -49,9 +49,7 @@ def _rows(catalogue: Catalogue, vectors: str, sids: str | None, model_key: str) 
             content_hash(row["title"], fields, row["partition"], image)
             for row, fields, image in zip(plain, texts, images, strict=True)
         ]
-        flat = np.ascontiguousarray(read_vectors(vectors, "vector", rows)).reshape(-1)
-        width = len(flat) // len(rows)
-        out = table.select(columns).append_column("vector", pa.FixedSizeListArray.from_arrays(pa.array(flat), width))
+        out = table.select(columns).append_column("vector", vector_column(read_vectors(vectors, "vector", rows)))
         out = out.append_column("content_hash", pa.array(hashes)).append_column(
             "model_key", pa.array([model_key] * len(rows))
         )

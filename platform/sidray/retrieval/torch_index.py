@@ -20,10 +20,10 @@ _SCORES = 2**28  # held at once: 1 GiB
 _BLOCK = 65_536  # rows copied to the device at once
 
 
-def load_index(folder: str, threads: int, staging: str | None = None) -> PartitionedIndex:
+def load_index(folder: str, threads: int) -> PartitionedIndex:
     """`PartitionedIndex.load`, of a TorchIndex where CUDA is available to this process."""
     kind = TorchIndex if torch.cuda.is_available() else PartitionedIndex
-    return kind.load(folder, threads, staging)
+    return kind.load(folder, threads)
 
 
 class TorchIndex(PartitionedIndex):

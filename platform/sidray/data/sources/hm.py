@@ -29,6 +29,7 @@ PHOTO_SIZE = 256  # pixels of the longer side; the originals have 1166 x 1750
 BATCH = 128  # photos that one task shrinks
 VAGUE_PRINTS = ("Solid", "Other structure", "Other pattern")  # say nothing that a photo shows; left out of queries
 NO_COLOUR = ("Unknown", "undefined")
+RELATED = 10  # most pairs of an article
 ARTICLE_COLUMNS = {  # ours -> the file's
     "item_id": "article_id",
     "product_code": "product_code",
@@ -181,7 +182,7 @@ def _baskets(user: pa.Array, stamp: pa.Array, uri: str) -> Keys:
 def _pairs(articles: pa.Table, baskets: Keys, bought: Ints, settings: DataSettings) -> pa.Table:
     """Articles bought together, the most frequent ones of each; split by product_code on a hash of their own."""
     basket = np.unique(baskets, return_inverse=True)[1].astype(np.int64)
-    item, other, count = related.bought_together(basket, bought, articles.num_rows)
+    item, other, count = related.bought_together(basket, bought, articles.num_rows, RELATED)
     codes = _split_codes(articles, settings, "pairs:")
     ids = articles["item_id"]
     return pa.table(

@@ -91,9 +91,8 @@ def _pairs(pictograms: list[Pictogram], settings: DataSettings) -> pa.Table:
     terms = {term: number for number, term in enumerate({term: None for item in pictograms for term in item.queries})}
     shown = [(terms[term], row) for row, item in enumerate(pictograms) for term in item.queries]
     term, row = np.array(shown, np.int64).reshape(-1, 2).T
-    left, right, count = related.bought_together(term, row, len(pictograms))
-    rank = np.arange(len(left)) - np.searchsorted(left, left)
-    kept = (rank < RELATED) & (count >= 2)
+    left, right, count = related.bought_together(term, row, len(pictograms), RELATED)
+    kept = count >= 2
     left, right, score = left[kept], right[kept], count[kept].astype(np.float32)
     ids = [item.item_id for item in pictograms]
     keys = (f"pairs\n{item_id}" for item_id in ids)
