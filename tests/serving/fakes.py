@@ -41,7 +41,7 @@ class FakeBackend:
     """Answers at once and remembers what it was asked; `before` runs first and may raise or wait."""
 
     def __init__(self) -> None:
-        self.info = RunInfo("m", 1, MAX_PIXELS, ("shop",))
+        self.info = RunInfo(1, MAX_PIXELS, ("shop",))
         self.recall = self
         self.embedded: list[tuple[str, bytes | None]] = []
         self.recalled: list[RecallQuery] = []
@@ -52,6 +52,10 @@ class FakeBackend:
         self.written: int | Refusal = 4  # what a write answers
         self.before: Callable[[], Coroutine[Any, Any, None]] | None = None
         self.model_key = MODEL_KEY
+
+    async def refresh(self) -> None:
+        if self.before:
+            await self.before()
 
     async def embed(self, query: str, image: bytes | None) -> Embedded | Refusal:
         self.embedded.append((query, image))

@@ -13,29 +13,29 @@ from ray.serve.exceptions import BackPressureError
 from sidray.serving.handles import HandleBackend
 from sidray.serving.messages import RunInfo
 from sidray.serving.problems import ApiError
-from sidray.serving.shards import Shards
 
 
 class Handle:
-    """A deployment handle whose calls raise these errors, then answer."""
+    """A deployment handle whose calls raise these errors, then answer `info`, or what they are given."""
 
     def __init__(self, *errors: Exception) -> None:
         self.errors = list(errors)
         self.calls = 0
-        self.embed = SimpleNamespace(remote=self.remote)
+        self.embed = self.info = SimpleNamespace(remote=self.remote)
+        self.told: RunInfo | None = None
 
     def remote(self, *args: object) -> Coroutine[Any, Any, object]:
         async def answer() -> object:
             self.calls += 1
             if self.errors:
                 raise self.errors.pop(0)
-            return args
+            return self.told or args
 
         return answer()
 
 
 def backend_of(handle: Handle) -> HandleBackend:
-    return HandleBackend(RunInfo("m", 1, 1, ()), handle, Shards([]), handle)  # type: ignore[arg-type]
+    return HandleBackend(RunInfo(1, 1, ()), lambda name: handle)  # type: ignore[arg-type, return-value]
 
 
 async def test_an_answer_passes() -> None:
@@ -62,6 +62,18 @@ async def test_two_dead_replicas_are_503() -> None:
         await backend_of(handle).embed("soup", None)
     assert caught.value.refusal.status == 503
     assert handle.calls == 2
+
+
+async def test_a_run_may_become_another_one() -> None:
+    handle = Handle()
+    backend = backend_of(handle)
+    recall, handle.told = backend.recall, RunInfo(1, 1, ())
+    await backend.refresh()
+    assert backend.recall is recall  # new handles would open new connections
+    handle.told = RunInfo(3, 9, ("shop",))
+    await backend.refresh()
+    assert backend.info == handle.told
+    assert len(backend.recall._shards) == 3
 
 
 async def test_other_errors_are_not_retried() -> None:

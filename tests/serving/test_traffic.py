@@ -29,7 +29,7 @@ class Run(FakeBackend):
         self.name, self.model_key = name, f"model-{name}"
         self.key = IndexKey(run=name, model_key=f"model-{name}", generation="g", table_version=1)
         self.answer: Found | Refusal = Found([HIT], self.key)
-        self.info = RunInfo(name, 1, MAX_PIXELS, ("shop",) if name != "c" else ())
+        self.info = RunInfo(1, MAX_PIXELS, ("shop",) if name != "c" else ())
         self.up = True
 
     async def describe(self) -> Index:
@@ -137,14 +137,35 @@ async def test_embeddings_are_of_the_model_that_is_asked_for(runs: dict[str, Run
     assert (len(runs["a"].embedded), len(runs["b"].embedded)) == (0, 1)
 
 
-async def test_a_change_takes_effect_at_once(runs: dict[str, Run]) -> None:
+async def test_what_a_run_is_is_asked_now_and_then(runs: dict[str, Run], monkeypatch: pytest.MonkeyPatch) -> None:
+    """`serve deploy` may put a run with other text fields under the same name."""
+    item = {"items": [{"item_id": "a1", "title": "Soup", "maker": "m"}]}
+
+    async def other() -> None:
+        runs["a"].info = RunInfo(1, MAX_PIXELS, ("maker",))
+
+    runs["a"].before = other
     traffic = traffic_of(runs, Shares({"a": 1.0}))
-    before = await traffic.service()
-    traffic.change(Shares({"b": 1.0}))
-    assert (await traffic.service()).backend is runs["b"]
-    assert before.backend is runs["a"]  # a request on its way ends where it began
-    with pytest.raises(ApiError):
-        await traffic.service("a")
+    refused = (await request(traffic, "PUT", "/v1/items", item)).json()["rejected"]
+    assert "unknown field 'maker'" in refused[0]["reason"]
+    monkeypatch.setattr("sidray.serving.traffic.KNOWN_S", -1.0)
+    await traffic.service()
+    await asyncio.gather(*traffic._tasks)
+    assert (await request(traffic, "PUT", "/v1/items", item)).json()["rejected"] == []
+
+
+async def test_a_run_that_does_not_say_what_it_is_goes_on(
+    runs: dict[str, Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def away() -> None:
+        raise ApiError(Refusal(503, "overloaded", "away"))
+
+    traffic = traffic_of(runs, Shares({"a": 1.0}))
+    await traffic.service()
+    runs["a"].before = away
+    monkeypatch.setattr("sidray.serving.traffic.KNOWN_S", -1.0)
+    assert (await traffic.service()).backend is runs["a"]
+    await asyncio.gather(*traffic._tasks)
 
 
 async def test_a_run_that_is_not_up_is_503(runs: dict[str, Run], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,6 +29,7 @@ from sidray.serving.settings import (
     RunSettings,
     ServiceSettings,
 )
+from sidray.serving.traffic import Shares
 from sidray.serving.writer_replica import WriterReplica
 
 CONSTRUCTOR_ATTEMPTS = 3  # a replica that cannot load will not load at the twentieth attempt
@@ -55,7 +56,7 @@ def build_run(args: Values) -> Application:
     model = embedder.bind(run, settings.embedder)
     data = run.recipe.data
     return _deployment(RunIngress, ReplicaSettings(cpus=0)).bind(
-        RunInfo(run.name, len(shards), data.max_image_pixels, tuple(data.text_fields)),
+        RunInfo(len(shards), data.max_image_pixels, tuple(data.text_fields)),
         model,
         writer.bind(run, settings.writer, model),
         *recalls,
@@ -70,8 +71,7 @@ def build_gateway(args: Values) -> Application:
     # New replicas are up before old ones stop: every change of the shares replaces them.
     most = 2 * settings.gateway.max_ongoing
     gateway = _deployment(Gateway, settings.gateway, max_ongoing_requests=most, max_surge_percent=100)
-    shares = {"weights": settings.weights, "shadows": list(settings.shadows)}
-    return gateway.options(user_config=shares).bind(settings.gateway)
+    return gateway.bind(settings.gateway, Shares(settings.weights, list(settings.shadows)))
 
 
 def _deployment(target: type[Any], settings: ReplicaSettings, gpus: float = 0.0, **options: int) -> serve.Deployment:

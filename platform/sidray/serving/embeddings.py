@@ -17,7 +17,7 @@ from sidray.serving.service import Service, accepted, check_length, deadline
 async def embeddings(services: Sequence[Service], request: EmbeddingsRequest) -> EmbeddingsResponse:
     """By the run whose model or name is asked for. ApiError 404 for one that is not served, 400 for a dimension that it
     does not have."""
-    async with deadline(services[0].limits.write_timeout_s):
+    async with deadline(services[0].settings.write_timeout_s):
         models = await asyncio.gather(*(service.backend.model() for service in services))
         service, model = _chosen(request, services, models)
         if request.dimensions not in (None, model.dimension):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 from fastapi import FastAPI
 from fastapi.responses import PlainTextResponse
@@ -47,15 +46,12 @@ def create_api(traffic: Traffic, max_in_flight: int, keys: Keys, scrape: Scrape)
 
 @serve.ingress()
 class Gateway:
-    """The ingress deployment. Its user_config is {weights, shadows}."""
+    """The ingress deployment."""
 
-    def __init__(self, settings: GatewaySettings) -> None:
+    def __init__(self, settings: GatewaySettings, shares: Shares) -> None:
         self._settings = settings
         self._keys = Keys.load(settings.keys, settings.requests_per_s)
-        self._traffic = Traffic(HandleBackend.of, settings, Shares({}))
-
-    def reconfigure(self, config: dict[str, Any]) -> None:
-        self._traffic.change(Shares(**config))
+        self._traffic = Traffic(HandleBackend.of, settings, shares)
 
     async def served(self) -> tuple[GatewaySettings, Shares]:
         """For whoever changes the traffic: what it is now."""

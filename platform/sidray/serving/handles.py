@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import numpy as np
@@ -72,13 +72,10 @@ class RecallHandle:
 class HandleBackend:
     """ApiError 503 when a deployment's queue is full, or it is not there."""
 
-    def __init__(
-        self, info: RunInfo, embedder: DeploymentHandle[Any], recall: Shards, writer: DeploymentHandle[Any]
-    ) -> None:
-        self.info = info
-        self.recall = recall
-        self._embedder = embedder
-        self._writer = writer
+    def __init__(self, info: RunInfo, handle: Callable[[str], DeploymentHandle[Any]]) -> None:
+        self._handle = handle
+        self._run, self._embedder, self._writer = handle("Run"), handle("Embedder"), handle("Writer")
+        self._be(info)
 
     @classmethod
     async def of(cls, application: str) -> HandleBackend:
@@ -87,9 +84,17 @@ class HandleBackend:
         def handle(name: str) -> DeploymentHandle[Any]:
             return serve.get_deployment_handle(name, application)
 
-        info: RunInfo = await call(handle("Run").info)
-        recall = Shards([RecallHandle(handle(name)) for name in recall_names(info.shards)])
-        return cls(info, handle("Embedder"), recall, handle("Writer"))
+        return cls(await call(handle("Run").info), handle)
+
+    async def refresh(self) -> None:
+        """The application may be of another run, or have another number of shards, than when it was asked last."""
+        info = await call(self._run.info)
+        if info != self.info:
+            self._be(info)
+
+    def _be(self, info: RunInfo) -> None:
+        self.info = info
+        self.recall = Shards([RecallHandle(self._handle(name)) for name in recall_names(info.shards)])
 
     async def embed(self, query: str, image: bytes | None) -> Embedded | Refusal:
         answer: Embedded | Refusal = await call(self._embedder.embed, query, image)

@@ -23,7 +23,7 @@ from sidray.serving.service import Service, accepted, deadline
 
 async def put_items(service: Service, request: ItemsRequest) -> ItemsResponse:
     """Writes what is right, in one version; what is wrong with an item rejects that item alone."""
-    async with deadline(service.limits.write_timeout_s):
+    async with deadline(service.settings.write_timeout_s):
         checked = await asyncio.gather(*(_checked(service, item) for item in request.items))
         good = [item for item in checked if isinstance(item, NewItem)]
         rejected = [item for item in checked if isinstance(item, Rejected)]
@@ -34,7 +34,7 @@ async def put_items(service: Service, request: ItemsRequest) -> ItemsResponse:
 
 async def delete_item(services: Sequence[Service], item_id: str) -> Deleted:
     """From the tables of all runs, the primary's first. ApiError 404 when the primary has no such item."""
-    async with deadline(services[0].limits.write_timeout_s):
+    async with deadline(services[0].settings.write_timeout_s):
         answers = await asyncio.gather(*(service.backend.delete(item_id) for service in services))
         for answer in answers[1:]:
             if not (isinstance(answer, Refusal) and answer.status == 404):
@@ -43,24 +43,24 @@ async def delete_item(services: Sequence[Service], item_id: str) -> Deleted:
 
 
 async def stored_item(service: Service, item_id: str) -> StoredItem:
-    async with deadline(service.limits.timeout_s):
+    async with deadline(service.settings.timeout_s):
         item, version = accepted(await service.backend.recall.item(item_id))
         return StoredItem(**item, table_version=version)
 
 
 async def thumbnail(service: Service, item_id: str) -> bytes:
-    async with deadline(service.limits.timeout_s):
+    async with deadline(service.settings.timeout_s):
         return accepted(await service.backend.recall.thumbnail(item_id))
 
 
 async def append_events(service: Service, request: EventsRequest) -> EventsResponse:
-    async with deadline(service.limits.write_timeout_s):
+    async with deadline(service.settings.write_timeout_s):
         rows = [event.model_dump() for event in request.events]
         return EventsResponse(accepted=accepted(await service.backend.append_events(rows)))
 
 
 async def _checked(service: Service, item: Item) -> NewItem | Rejected:
-    known = service.limits.text_fields
+    known = service.backend.info.text_fields
     if unknown := [name for name in item.fields if name not in known]:
         names = ", ".join(["title", "image", "partition", *known])
         return _rejected(item, f"unknown field {unknown[0][:80]!r}{nearest(unknown[0], known)}; fields: {names}")

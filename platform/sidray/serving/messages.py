@@ -27,7 +27,6 @@ class Refusal:
 class RunInfo:
     """What a gateway must know of a run to check requests and to reach its recall (`shards`)."""
 
-    name: str
     shards: int
     max_pixels: int
     text_fields: tuple[str, ...]

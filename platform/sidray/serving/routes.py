@@ -71,9 +71,17 @@ class Chosen:
         return await self.traffic.service(self.pin, fresh=body.min_table_version > 0)
 
 
-async def _chosen(request: Request, x_sidray_run: Annotated[str, Header(description=_PIN)] = "") -> Chosen:
+async def _traffic(request: Request) -> Traffic:
     """Async, as all dependencies here: FastAPI runs the others in a thread, which costs more than they do."""
-    return Chosen(request.app.state.traffic, x_sidray_run)
+    traffic: Traffic = request.app.state.traffic
+    return traffic
+
+
+TrafficOf = Annotated[Traffic, Depends(_traffic)]
+
+
+async def _chosen(traffic: TrafficOf, x_sidray_run: Annotated[str, Header(description=_PIN)] = "") -> Chosen:
+    return Chosen(traffic, x_sidray_run)
 
 
 async def _item_id(item_id: str) -> str:
@@ -104,15 +112,15 @@ async def similar(body: SimilarRequest, chosen: ChosenOf) -> SimilarResponse:
 
 
 @router.post("/v1/embeddings")
-async def embeddings(body: EmbeddingsRequest, chosen: ChosenOf) -> EmbeddingsResponse:
+async def embeddings(body: EmbeddingsRequest, traffic: TrafficOf) -> EmbeddingsResponse:
     """Query vectors of texts and pictures, in OpenAI's shape."""
-    return await embedding_service.embeddings(await chosen.traffic.everybody(), body)
+    return await embedding_service.embeddings(await traffic.everybody(), body)
 
 
 @router.put("/v1/items")
-async def put_items(body: ItemsRequest, chosen: ChosenOf) -> ItemsResponse:
+async def put_items(body: ItemsRequest, traffic: TrafficOf) -> ItemsResponse:
     """Adds items or replaces them. They are durable when this answers, and found from that table version on."""
-    return await chosen.traffic.on_everybody(lambda service: item_service.put_items(service, body))
+    return await traffic.on_everybody(lambda service: item_service.put_items(service, body))
 
 
 @router.get("/v1/items/{item_id}/image", response_class=Response, responses=_PICTURE)
@@ -129,9 +137,9 @@ async def stored_item(item_id: ItemIdOf, chosen: ChosenOf) -> StoredItem:
 
 
 @router.delete("/v1/items/{item_id}")
-async def delete_item(item_id: ItemIdOf, chosen: ChosenOf) -> Deleted:
+async def delete_item(item_id: ItemIdOf, traffic: TrafficOf) -> Deleted:
     """Removes an item. It is gone for good when this answers, and from searches at that table version."""
-    return await item_service.delete_item(await chosen.traffic.everybody(), item_id)
+    return await item_service.delete_item(await traffic.everybody(), item_id)
 
 
 @router.post("/v1/events", status_code=202)
@@ -141,9 +149,9 @@ async def append_events(body: EventsRequest, chosen: ChosenOf) -> EventsResponse
 
 
 @router.get("/v1/models")
-async def models(chosen: ChosenOf) -> ModelList:
+async def models(traffic: TrafficOf) -> ModelList:
     """The served models, the primary's first."""
-    found = [await service.described() for service in await chosen.traffic.everybody()]
+    found = [await service.described() for service in await traffic.everybody()]
     return ModelList(data=[model for model, _ in found])
 
 

@@ -1,6 +1,6 @@
 """What the service does, apart from HTTP and from Serve: check, embed, recall or write, within a deadline.
 
-service = Service(backend, Limits(max_pixels=50_000_000, timeout_s=10))
+service = Service(backend, GatewaySettings(timeout_s=10))
 answer, times = await service.search(SearchRequest(query="soup"))
 """
 
@@ -11,7 +11,6 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -40,6 +39,7 @@ from sidray.serving.schemas import (
     SimilarResponse,
     TookMs,
 )
+from sidray.serving.settings import GatewaySettings
 
 MAX_TEXT_CHARACTERS = 131_072  # 8,192 tokens of 16 characters: refused before any tokenizer sees them
 READY_S = 2.0
@@ -64,6 +64,7 @@ class Backend(Protocol):
     @property
     def recall(self) -> Recalling: ...
 
+    async def refresh(self) -> None: ...
     async def embed(self, query: str, image: bytes | None) -> Embedded | Refusal: ...
     async def embed_all(self, inputs: list[tuple[str, bytes | None]]) -> list[Embedded | Refusal]: ...
     async def put(self, items: list[NewItem]) -> int | Refusal: ...
@@ -72,27 +73,17 @@ class Backend(Protocol):
     async def model(self) -> Model: ...
 
 
-@dataclass(frozen=True)
-class Limits:
-    """`timeout_s`: of a read; `write_timeout_s`: of a write and of an embedding, which may be of 256 inputs."""
-
-    max_pixels: int
-    timeout_s: float
-    write_timeout_s: float = 60.0
-    text_fields: tuple[str, ...] = ()
-
-
 class Service:
     """The searches. items.py and embeddings.py build on it."""
 
-    def __init__(self, backend: Backend, limits: Limits) -> None:
+    def __init__(self, backend: Backend, settings: GatewaySettings) -> None:
         self.backend = backend
-        self.limits = limits
+        self.settings = settings
         self._decoders = ThreadPoolExecutor(2, "picture")  # bounds the memory of decoded pictures
 
     async def search(self, request: SearchRequest) -> tuple[SearchResponse, Times]:
         """ApiError for everything that the API refuses, 504 after the deadline."""
-        async with deadline(self.limits.timeout_s):
+        async with deadline(self.settings.timeout_s):
             started = time.perf_counter()
             vector, model_key, times = await self._vector(request)
             embedded = time.perf_counter()
@@ -111,7 +102,7 @@ class Service:
 
     async def similar(self, request: SimilarRequest) -> SimilarResponse:
         """As `search`, from the items that a user saw."""
-        async with deadline(self.limits.timeout_s):
+        async with deadline(self.settings.timeout_s):
             started = time.perf_counter()
             query = SimilarQuery(
                 list(dict.fromkeys(request.item_ids)),
@@ -140,7 +131,7 @@ class Service:
     async def picture(self, text: str) -> bytes:
         """The checked bytes of a client's picture."""
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._decoders, checked_picture, text, self.limits.max_pixels)
+        return await loop.run_in_executor(self._decoders, checked_picture, text, self.backend.info.max_pixels)
 
     async def _vector(self, request: SearchRequest) -> tuple[Vector, str, Times]:
         """The query vector, the key of the model that made it ("" for a client's own), and how long that took."""

@@ -14,17 +14,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from sidray.errors import nearest
-from sidray.serving.messages import Refusal, RunInfo
+from sidray.serving.messages import Refusal
 from sidray.serving.problems import ApiError, overloaded
 from sidray.serving.schemas import SearchRequest
-from sidray.serving.service import READY_S, Backend, Limits, Service
+from sidray.serving.service import READY_S, Backend, Service
 from sidray.serving.settings import GatewaySettings
 
+KNOWN_S = 10.0  # after which a run is asked anew: `serve deploy` may have put another one under its name
 MAX_SHADOWED = 16  # copies of searches on their way at once; the next ones are not copied
 _LOGGER = logging.getLogger("ray.serve")
 T = TypeVar("T")
@@ -53,13 +55,10 @@ class Traffic:
         self._connect = connect
         self._settings = settings
         self._services: dict[str, Service] = {}
-        self._copies: set[asyncio.Task[object]] = set()
+        self._asked: dict[str, float] = {}  # when a run was last asked what it is
+        self._copies: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
         self.shares = shares
-
-    def change(self, shares: Shares) -> None:
-        """Requests on their way end where they began."""
-        self.shares = shares
-        self._services = {name: self._services[name] for name in shares.everybody if name in self._services}
 
     async def service(self, pin: str = "", fresh: bool = False) -> Service:
         """The run that answers: the client's choice, the primary when a table version matters, or by weight. ApiError
@@ -85,9 +84,15 @@ class Traffic:
         for name in self.shares.shadows:
             if len(self._copies) >= MAX_SHADOWED:
                 return
-            task: asyncio.Task[object] = asyncio.create_task(self._shadowed(name, request))
+            task = self._in_background(self._shadowed(name, request))
             self._copies.add(task)
             task.add_done_callback(self._copies.discard)
+
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)  # asyncio itself forgets tasks that nobody holds
+        task.add_done_callback(self._tasks.discard)
+        return task
 
     async def _shadowed(self, name: str, request: SearchRequest) -> None:
         try:
@@ -108,9 +113,16 @@ class Traffic:
                     backend = await self._connect(name)
             except TimeoutError as error:
                 raise ApiError(overloaded(f"run {name} is not up yet")) from error
-            self._services[name] = Service(backend, self._limits(backend.info))
+            self._services[name] = Service(backend, self._settings)
+            self._asked[name] = time.monotonic()
+        elif time.monotonic() - self._asked[name] > KNOWN_S:
+            self._asked[name] = time.monotonic()
+            self._in_background(self._refreshed(name))
         return self._services[name]
 
-    def _limits(self, info: RunInfo) -> Limits:
-        settings = self._settings
-        return Limits(info.max_pixels, settings.timeout_s, settings.write_timeout_s, info.text_fields)
+    async def _refreshed(self, name: str) -> None:
+        try:
+            async with asyncio.timeout(READY_S):
+                await self._services[name].backend.refresh()
+        except (ApiError, TimeoutError):
+            _LOGGER.warning("run %s does not say what it is; what it was counts on", name)
