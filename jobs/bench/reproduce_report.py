@@ -124,7 +124,11 @@ def _sentence(claim: Found) -> str:
         f"{metric} of {claim['first']}: {first:.2f}, of {claim['second']}: {second:.2f}; {test['difference']:+.2f} "
         f"points ({test['low']:+.2f} to {test['high']:+.2f}), p = {test['p']:.4f}{seeds}"
     )
-    says = f"{_quoted(claim)} {claim['verdict']}." if claim["verdict"] else f"{claim['says'].capitalize()}."
+    says = (
+        f"{_quoted(claim)} {claim['verdict']}."
+        if claim["verdict"]
+        else f"{claim['says'][0].upper()}{claim['says'][1:]}."
+    )
     return escaped(f"{says} {numbers}.")
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from functools import partial
 
+from sidray.cluster import on_cluster
 from sidray.evaluation.clicks import Representation
-from sidray.evaluation.run import VERSION, baseline_step, evaluate_step
+from sidray.evaluation.run import VERSION, evaluate_baselines, evaluate_clicks
 from sidray.evaluation.settings import EvaluationSettings
 from sidray.graph_base import Graph, dump
 from sidray.steps import Step
@@ -17,13 +18,14 @@ from sidray.steps import Step
 
 def _step(settings: EvaluationSettings, kind: Representation, inputs: dict[str, Step]) -> Step:
     config = {"settings": dump(settings, {"split", "high_frequency"}), "kind": kind}
-    return Step("evaluate", partial(evaluate_step, settings, kind), config, VERSION, inputs)
+    return Step("evaluate", partial(on_cluster, evaluate_clicks, settings, kind), config, VERSION, inputs)
 
 
 def baselines(graph: Graph) -> Step:
     settings = graph.recipe.evaluation
     config = dump(settings, {"split", "high_frequency"})
-    return Step("baselines", partial(baseline_step, settings), config, VERSION, {"catalogue": graph["catalogue"]})
+    run = partial(on_cluster, evaluate_baselines, settings)
+    return Step("baselines", run, config, VERSION, {"catalogue": graph["catalogue"]})
 
 
 def rows_of(label: str, graph: Graph) -> dict[str, Step]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from functools import partial
 
+from sidray.cluster import on_cluster
 from sidray.config import Values
 from sidray.embedding.cache import GRID_VERSION, NOTE_VERSION, grid_cache, note_cache
 from sidray.embedding.note_embed import VERSION as EMBED_VERSION
@@ -20,7 +21,7 @@ from sidray.steps import Step
 from sidray.training.module import check_columns, columns_of
 from sidray.training.run import StageRun
 from sidray.training.saliency import VERSION as SALIENCY_VERSION
-from sidray.training.saliency import check_word, saliency_step
+from sidray.training.saliency import check_word, trained_saliency
 from sidray.training.settings import StageSettings
 from sidray.training.stage import VERSION as STAGE_VERSION
 
@@ -128,4 +129,6 @@ class NotesBuilder(Builder):
             "notes": recipe.evaluation.saliency_notes,
         }
         inputs = self._inputs(self._read(stage)) | {"towers": "note-model"}
-        self._add("saliency", partial(saliency_step, recipe, stage), SALIENCY_VERSION, config, inputs)
+        device = {"cpus": recipe.training.cpus_per_worker, "gpus": recipe.training.gpus_per_worker}
+        run = partial(on_cluster, trained_saliency, recipe, stage, **device)
+        self._add("saliency", run, SALIENCY_VERSION, config, inputs)

@@ -13,12 +13,13 @@ import numpy as np
 import pyarrow as pa
 
 from sidray import storage
+from sidray.cluster import on_cluster
 from sidray.config import Values
 from sidray.data.catalogue import Catalogue
 from sidray.embedding.pool import read_vectors
 from sidray.evaluation.gallery import GalleryQuery, write_gallery
 from sidray.evaluation.pair_report import LONG, SHORT, Layout, Row, Versus, pair_table_text, write_pair_report
-from sidray.evaluation.pair_run import VERSION, pair_baseline_step, pair_evaluate_step, zero_shot_step
+from sidray.evaluation.pair_run import VERSION, evaluate_baselines, evaluate_vectors, evaluate_zero_shot
 from sidray.evaluation.pairs import ALL_PAIRS, Pairs, pair_subsets
 from sidray.evaluation.protocol import load_ranks
 from sidray.evaluation.randomisation import randomisation, seed_mean
@@ -60,12 +61,12 @@ class PairsReport:
 
     @cached_property
     def baselines(self) -> Step:
-        run = partial(pair_baseline_step, self.recipe.evaluation)
+        run = partial(on_cluster, evaluate_baselines, self.recipe.evaluation)
         return self._step("pair-baselines", run, {}, {"catalogue": self._first["catalogue"]})
 
     def _evaluate(self, graph: Graph, role: str) -> Step:
         inputs = {"catalogue": graph["catalogue"], "embed": graph[role]}
-        return self._step("pair-evaluate", partial(pair_evaluate_step, self.recipe.evaluation), {}, inputs)
+        return self._step("pair-evaluate", partial(on_cluster, evaluate_vectors, self.recipe.evaluation), {}, inputs)
 
     @cached_property
     def rows(self) -> dict[str, tuple[str, list[Step]]]:
@@ -81,7 +82,7 @@ class PairsReport:
         if "zero-shot" in self._first:
             inputs = {"catalogue": self._first["catalogue"], "embed": self._first["zero-shot"]}
             for label, kinds in ZERO_SHOT.items():
-                run = partial(zero_shot_step, self.recipe.evaluation, kinds)
+                run = partial(on_cluster, evaluate_zero_shot, self.recipe.evaluation, kinds)
                 given = kinds[0] if len(kinds) == 1 else "multimodal"
                 rows[label] = (given, [self._step("pair-zero-shot", run, {"kinds": kinds}, inputs)])
         return rows

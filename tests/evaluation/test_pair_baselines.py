@@ -20,7 +20,7 @@ from sidray.embedding.pool import vector_column
 from sidray.errors import UserError
 from sidray.evaluation.baselines import tokens
 from sidray.evaluation.pair_baselines import bm25, popularity, zero_shot
-from sidray.evaluation.pair_run import pair_baseline_step, pair_evaluate_step, zero_shot_step
+from sidray.evaluation.pair_run import evaluate_baselines, evaluate_vectors, evaluate_zero_shot
 from sidray.evaluation.pairs import Pairs, evaluate_pairs, pair_ranks, pair_recall, pair_subsets, saved_ranks
 from sidray.evaluation.protocol import load_ranks
 from sidray.evaluation.settings import EvaluationSettings
@@ -148,15 +148,14 @@ def stored(folder: Path) -> tuple[str, str, np.ndarray]:
     return str(catalogue), str(embed), vectors
 
 
-@pytest.mark.ray
-def test_the_steps_write_results_and_ranks(ray_session: None, tmp_path: Path) -> None:
+def test_the_steps_write_results_and_ranks(tmp_path: Path) -> None:
     catalogue, embed, vectors = stored(tmp_path)
     settings = EvaluationSettings(short=0.3, recall_at=[1, 5], recall_at_all=[5])
     work = {name: Work(str(tmp_path / name), {"catalogue": catalogue, "embed": embed}) for name in ("a", "b", "c")}
-    summaries = pair_baseline_step(settings, work["a"])
+    summaries = evaluate_baselines(settings, work["a"])
     assert list(summaries) == ["popularity", "BM25"]
-    summaries |= {"vectors": pair_evaluate_step(settings, work["b"])}
-    summaries |= {"zero-shot": zero_shot_step(settings, ["text", "image"], work["c"])}
+    summaries |= {"vectors": evaluate_vectors(settings, work["b"])}
+    summaries |= {"zero-shot": evaluate_zero_shot(settings, ["text", "image"], work["c"])}
     pairs = Pairs.of(Catalogue.open(catalogue), "test")
     parts = [vectors[:, :3].astype(np.float16), vectors[:, 3:]]
     expected = {

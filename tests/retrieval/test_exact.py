@@ -25,15 +25,15 @@ def case(seed: int, items: int, queries: int, distinct: int) -> tuple[np.ndarray
     item_codes = rng.integers(0, 3, items)
     query_codes = rng.integers(ALL, 3, queries)
     query_codes[rng.random(queries) < 0.1] = NOWHERE
-    return query_vecs, item_vecs, item_codes, query_codes, rng.integers(0, items, queries), rng.random(items) < 0.8
+    return query_vecs, item_vecs, item_codes, query_codes, rng.integers(0, items, queries)
 
 
 def reference_ranks(inputs: tuple[np.ndarray, ...], tolerance: float) -> np.ndarray:
-    query_vecs, item_vecs, item_codes, query_codes, positives, mask = inputs
+    query_vecs, item_vecs, item_codes, query_codes, positives = inputs
     scores = cosine64(query_vecs, item_vecs)
     result = []
     for q, positive in enumerate(positives):
-        scope = [n for n in range(len(item_vecs)) if mask[n] and query_codes[q] in (ALL, item_codes[n])]
+        scope = [n for n in range(len(item_vecs)) if query_codes[q] in (ALL, item_codes[n])]
         if positive not in scope:
             result.append((UNREACHABLE, 0))
             continue
@@ -46,7 +46,7 @@ def reference_ranks(inputs: tuple[np.ndarray, ...], tolerance: float) -> np.ndar
 @given(seed=st.integers(0, 10**6), items=st.integers(1, 40), queries=st.integers(0, 12), distinct=st.integers(1, 20))
 def test_tie_ranks_equal_a_double_loop(seed: int, items: int, queries: int, distinct: int) -> None:
     inputs = case(seed, items, queries, distinct)
-    greater, equal = tie_ranks(*inputs[:5], candidates=inputs[5])
+    greater, equal = tie_ranks(*inputs)
     expected = reference_ranks(inputs, 1e-5)
     np.testing.assert_array_equal(greater, expected[0])
     np.testing.assert_array_equal(equal, expected[1])
@@ -54,12 +54,12 @@ def test_tie_ranks_equal_a_double_loop(seed: int, items: int, queries: int, dist
 
 def test_blocks_do_not_change_the_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = case(1, 300, 90, 25)
-    whole = tie_ranks(*inputs[:5], candidates=inputs[5])
+    whole = tie_ranks(*inputs)
     best = top_k(inputs[0], inputs[1], 7, inputs[2], inputs[3])
     monkeypatch.setattr(exact, "_QUERY_BLOCK", 7)
     monkeypatch.setattr(exact, "_ITEM_BLOCK", 11)
     monkeypatch.setattr(exact, "_SCORE_BLOCK", 200)
-    np.testing.assert_array_equal(tie_ranks(*inputs[:5], candidates=inputs[5]), whole)
+    np.testing.assert_array_equal(tie_ranks(*inputs), whole)
     np.testing.assert_allclose(top_k(inputs[0], inputs[1], 7, inputs[2], inputs[3])[0], best[0], atol=1e-6)
 
 
@@ -72,7 +72,7 @@ def test_constant_scores_are_one_big_tie() -> None:
 @settings(deadline=None)
 @given(seed=st.integers(0, 10**6), items=st.integers(1, 30), queries=st.integers(0, 8), k=st.integers(1, 12))
 def test_top_k_equals_a_sort(seed: int, items: int, queries: int, k: int) -> None:
-    query_vecs, item_vecs, item_codes, query_codes, _, _ = case(seed, items, queries, 10)
+    query_vecs, item_vecs, item_codes, query_codes, _ = case(seed, items, queries, 10)
     scores, rows = top_k(query_vecs, item_vecs, k, item_codes, query_codes)
     cosines = cosine64(query_vecs, item_vecs)
     for q in range(queries):

@@ -21,7 +21,7 @@ from sidray.recipe import load_recipe
 from sidray.report_pairs import PairsReport
 from sidray.steps import Step, Store, Summary, Work
 from sidray.training.plots import plot_saliencies
-from sidray.training.saliency import pair_batches, saliency_step
+from sidray.training.saliency import pair_batches, trained_saliency
 from sidray.training.settings import StageSettings
 
 
@@ -67,7 +67,7 @@ def test_the_step_writes_scores_and_a_picture(ray_session: None, tmp_path: Path)
     assert np.sum([found["relative"][name] for name in ("S_v", "S_t", "S_o")], 0) == pytest.approx([1, 1])
     assert all(value >= 0 for name in ("S_v", "S_t", "S_o") for value in found[name])
     assert Image.open(work.path("saliency.png")).format == "PNG"
-    again = saliency_step(graph.recipe, graph.recipe.stages[-1], work)
+    again = trained_saliency(graph.recipe, graph.recipe.stages[-1], work)
     assert again == summary
     check_batches(Catalogue.open(inputs["catalogue"]))
 

@@ -43,7 +43,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Figure:
-    """`key`: of an arm's figures. `cause`: why we are behind, where we are."""
+    """`key`: of an arm's figures. `causes`: of each peer, why we are behind, where we are."""
 
     key: str
     name: str

@@ -51,7 +51,8 @@ def rows(setting: Setting) -> list[Row]:
 def with_targets(found: dict[str, list[Figures] | NotRunError]) -> dict[str, list[Figures] | NotRunError]:
     """The same with what `epochs`, [seconds, held-out error] after each, says of every arm."""
     ran = {name: each for name, each in found.items() if isinstance(each, list)}
-    target = max(min(error for _, error in round_["epochs"]) for each in ran.values() for round_ in each)
+    leasts = [min(error for _, error in round_["epochs"]) for each in ran.values() for round_ in each]
+    target = max(leasts, default=0.0)  # none: no arm ran
     return {**found, **{name: [_figures(round_, target) for round_ in each] for name, each in ran.items()}}
 
 

@@ -1,11 +1,11 @@
 """What a model is compared with. Every scorer takes a `Pool` and returns `Ranks`: one row of the report each.
 
-    pool = Pool.of(test_clicks, item_partitions, candidate_rows)
+    pool = Pool.of(test_clicks, partitions)
     popularity(pool, train_clicks["item_row"]);  bm25(pool, texts);  oracle(pool, all_clicks)
     vectors(pool, query_vecs, item_vecs)  # a model's own
 
 A click's item is ranked among the candidates (the items that occur in clicks) of the click's partition; a click without
-a partition is ranked among all of them.
+a partition is ranked among all of them. "Rows" are places among the candidates.
 """
 
 from __future__ import annotations
@@ -23,12 +23,11 @@ import pyarrow.compute as pc
 import scipy.sparse
 
 from sidray.evaluation.metrics import Ints, Ranks
-from sidray.retrieval.exact import ALL, NOWHERE, UNREACHABLE, Bools, Floats, groups, reachable, tie_ranks
+from sidray.retrieval.exact import ALL, NOWHERE, SAME_SCORE, UNREACHABLE, Bools, Floats, groups, reachable, tie_ranks
 
 _CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff"  # kana, han, hangul
 _RUNS = re.compile(f"[{_CJK}]+|[^\\W{_CJK}]+")
 _SCORE_BLOCK = 2**22  # scores held at once by bm25
-_SAME_SCORE = 1e-5
 
 
 @dataclass(frozen=True)
@@ -38,29 +37,22 @@ class Pool:
     queries: pa.ChunkedArray  # [n] strings
     query_codes: Ints  # [n] the click's partition; ALL without one, NOWHERE when no item is in it
     positives: Ints  # [n] row of the clicked item
-    item_codes: Ints  # [N]
-    candidates: Bools  # [N]
+    item_codes: Ints  # [N] of the candidates
 
     @classmethod
-    def of(cls, clicks: pa.Table, item_partitions: Sequence[str] | pa.ChunkedArray, candidate_rows: Ints) -> Pool:
-        """clicks: query, item_row, partition ("" or null: search everything). item_partitions: [N] strings."""
-        names = pa.array(item_partitions) if isinstance(item_partitions, Sequence) else item_partitions
-        known, item_codes = np.unique(np.asarray(names.to_numpy(zero_copy_only=False), dtype=str), return_inverse=True)
+    def of(cls, clicks: pa.Table, partitions: pa.ChunkedArray) -> Pool:
+        """clicks: query, item_row, partition ("" or null: search everything). partitions: [N] strings."""
+        known, item_codes = np.unique(np.asarray(partitions, dtype=str), return_inverse=True)
         asked = pc.index_in(pc.fill_null(clicks["partition"], ""), pa.array(known.tolist(), pa.string()))
         query_codes = pc.fill_null(asked, NOWHERE).to_numpy().astype(np.int64)
         query_codes[pc.equal(pc.fill_null(clicks["partition"], ""), "").to_numpy()] = ALL
-        candidates = np.zeros(len(item_codes), bool)
-        candidates[candidate_rows] = True
         positives = clicks["item_row"].to_numpy().astype(np.int64)
-        return cls(clicks["query"], query_codes, positives, item_codes.astype(np.int64), candidates)
+        return cls(clicks["query"], query_codes, positives, item_codes.astype(np.int64))
 
 
 def vectors(pool: Pool, query_vecs: Floats, item_vecs: Floats) -> Ranks:
-    """Cosine of a model's vectors: query_vecs [n, d], one for each click; item_vecs [N, d], one for each item row."""
-    ranks = tie_ranks(
-        query_vecs, item_vecs, pool.item_codes, pool.query_codes, pool.positives, candidates=pool.candidates
-    )
-    return Ranks(*ranks)
+    """Cosine of a model's vectors: query_vecs [n, d], one for each click; item_vecs [N, d]."""
+    return Ranks(*tie_ranks(query_vecs, item_vecs, pool.item_codes, pool.query_codes, pool.positives))
 
 
 def popularity(pool: Pool, train_item_rows: Ints | pa.ChunkedArray) -> Ranks:
@@ -68,7 +60,7 @@ def popularity(pool: Pool, train_item_rows: Ints | pa.ChunkedArray) -> Ranks:
     counts = np.bincount(np.asarray(train_item_rows), minlength=len(pool.item_codes))
     ranks = _misses(pool)
     asked = np.flatnonzero(_found(pool))
-    for members, rows in groups(pool.query_codes[asked], pool.item_codes, pool.candidates):
+    for members, rows in groups(pool.query_codes[asked], pool.item_codes):
         clicks = asked[members]
         ordered, own = np.sort(counts[rows]), counts[pool.positives[clicks]]
         above = len(rows) - np.searchsorted(ordered, own, side="right")
@@ -84,7 +76,7 @@ def oracle(pool: Pool, clicks: pa.Table) -> Ranks:
     very same query led to in any click."""
     vocabulary = pc.unique(pa.chunked_array([*clicks["query"].chunks, *pool.queries.chunks], pa.string()))
     pairs = np.stack([_codes(clicks["query"], vocabulary), clicks["item_row"].to_numpy().astype(np.int64)])
-    pairs = np.unique(pairs[:, pool.candidates[pairs[1]]], axis=1)  # [2, distinct (query, candidate)]
+    pairs = np.unique(pairs, axis=1)  # [2, distinct (query, candidate)]
     first = np.searchsorted(pairs[0], np.arange(len(vocabulary) + 1))  # where each query's items begin
     ranks = _misses(pool)
     queries = _codes(pool.queries, vocabulary)
@@ -98,14 +90,13 @@ def oracle(pool: Pool, clicks: pa.Table) -> Ranks:
 
 
 def bm25(pool: Pool, texts: Sequence[str]) -> Ranks:
-    """BM25 (Lucene's form, k1 = 1.5, b = 0.75) of the query in the item's text; texts [N], one for each item row."""
-    rows = np.flatnonzero(pool.candidates)
-    matrix, words = bm25_matrix([tokens(texts[row]) for row in rows.tolist()])  # [candidates, words]
+    """BM25 (Lucene's form, k1 = 1.5, b = 0.75) of the query in the item's text; texts [N]."""
+    matrix, words = bm25_matrix(list(map(tokens, texts)))  # [N, words]
     counts = count_words(pool.queries.to_pylist(), words, matrix.shape[1])  # [n, words]
     ranks = _misses(pool)
     asked = np.flatnonzero(_found(pool))
-    for members, scope in groups(pool.query_codes[asked], pool.item_codes, pool.candidates):
-        inside = matrix[np.searchsorted(rows, scope)].T.tocsr()  # [words, scope]
+    for members, scope in groups(pool.query_codes[asked], pool.item_codes):
+        inside = matrix[scope].T.tocsr()  # [words, scope]
         block = max(1, _SCORE_BLOCK // max(1, len(scope)))
         for start in range(0, len(members), block):
             clicks = asked[members[start : start + block]]
@@ -151,8 +142,8 @@ def rank_scores(scores: npt.NDArray[np.floating], place: Ints) -> Ranks:
     lines = np.arange(len(scores))
     own = scores[lines, place][:, None]
     scores[lines, place] = -np.inf
-    above = np.count_nonzero(scores > own + _SAME_SCORE, axis=1)
-    return Ranks(above, np.count_nonzero(scores >= own - _SAME_SCORE, axis=1) - above)
+    above = np.count_nonzero(scores > own + SAME_SCORE, axis=1)
+    return Ranks(above, np.count_nonzero(scores >= own - SAME_SCORE, axis=1) - above)
 
 
 def _codes(queries: pa.ChunkedArray, vocabulary: Any) -> Ints:
@@ -160,7 +151,7 @@ def _codes(queries: pa.ChunkedArray, vocabulary: Any) -> Ints:
 
 
 def _found(pool: Pool) -> Bools:
-    return reachable(pool.item_codes, pool.query_codes, pool.positives, pool.candidates)
+    return reachable(pool.item_codes, pool.query_codes, pool.positives)
 
 
 def _misses(pool: Pool) -> Ranks:

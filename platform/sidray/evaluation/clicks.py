@@ -19,7 +19,7 @@ from sidray.embedding.pool import read_vectors
 from sidray.evaluation import baselines
 from sidray.evaluation.baselines import Pool
 from sidray.evaluation.metrics import Ranks
-from sidray.retrieval.exact import ALL, top_k
+from sidray.retrieval.exact import top_k
 
 Representation = Literal["vector", "text", "image"]
 Vecs = npt.NDArray[np.float32]
@@ -40,7 +40,7 @@ class Clicks:
         rows = catalogue.clicked_items
         table = catalogue.clicks(split)
         partitions = catalogue.items(rows, ["partition"])["partition"]
-        return cls(catalogue, table, rows, Pool.of(_placed(table, rows), partitions, np.arange(len(rows))))
+        return cls(catalogue, table, rows, Pool.of(_placed(table, rows), partitions))
 
     @property
     def query_ids(self) -> Rows:
@@ -62,13 +62,8 @@ class Clicks:
         """Item rows of the k best candidates of the clicks at these positions, inside their partition.
 
         queries [n, d], one for each click; items [C, d], one for each candidate."""
-        out = []
-        for position in positions:
-            code = self.pool.query_codes[position]
-            allowed = np.flatnonzero((self.pool.item_codes == code) | (code == ALL))
-            _, found = top_k(queries[[position]], items[allowed], min(k, len(allowed)))
-            out.append(self.rows[allowed[found[0]]].tolist())
-        return out
+        _, found = top_k(queries[positions], items, k, self.pool.item_codes, self.pool.query_codes[positions])
+        return [self.rows[places[places >= 0]].tolist() for places in found]
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sidray import storage
-from sidray.cluster import on_cluster
 from sidray.data.catalogue import Catalogue
 from sidray.embedding.pool import read_vectors
 from sidray.evaluation.pair_baselines import bm25, popularity, zero_shot
@@ -21,34 +20,22 @@ from sidray.steps import Summary, Work
 VERSION = 1
 
 
-def pair_baseline_step(settings: EvaluationSettings, work: Work) -> Summary:
+def evaluate_baselines(settings: EvaluationSettings, work: Work) -> Summary:
     """Inputs: catalogue. Writes <name>.json and <name>.parquet for popularity and BM25."""
-    return on_cluster(_baselines, settings, work)
-
-
-def _baselines(settings: EvaluationSettings, work: Work) -> Summary:
     pairs = _pairs(settings, work)
     scorers = {"popularity": popularity, "BM25": bm25}
     return {name: _save(pairs, scorer(pairs), name, settings, work) for name, scorer in scorers.items()}
 
 
-def pair_evaluate_step(settings: EvaluationSettings, work: Work) -> Summary:
+def evaluate_vectors(settings: EvaluationSettings, work: Work) -> Summary:
     """Inputs: catalogue, embed, whose items.lance has a column `vector`."""
-    return on_cluster(_evaluate, settings, work)
-
-
-def _evaluate(settings: EvaluationSettings, work: Work) -> Summary:
     pairs = _pairs(settings, work)
     vectors = read_vectors(storage.join(work.inputs["embed"], "items.lance"), "vector")
     return _save(pairs, pair_ranks(pairs, vectors), RESULT, settings, work)
 
 
-def zero_shot_step(settings: EvaluationSettings, kinds: Sequence[str], work: Work) -> Summary:
+def evaluate_zero_shot(settings: EvaluationSettings, kinds: Sequence[str], work: Work) -> Summary:
     """Inputs: catalogue, embed, whose items.lance has the columns `kinds`: text, image or both."""
-    return on_cluster(_zero_shot, settings, kinds, work)
-
-
-def _zero_shot(settings: EvaluationSettings, kinds: Sequence[str], work: Work) -> Summary:
     pairs = _pairs(settings, work)
     parts = [read_vectors(storage.join(work.inputs["embed"], "items.lance"), kind) for kind in kinds]
     return _save(pairs, zero_shot(pairs, parts), RESULT, settings, work)

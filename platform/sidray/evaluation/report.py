@@ -1,6 +1,6 @@
 """The report of a run: results.json, report.md and recall_at_10.png in one folder.
 
-text = write_report({"smgr": result, "popularity": ...}, Path("report"), {"smgr": "staged pretraining, then ..."})
+text = write_report({"smgr": result, "popularity": ...}, Path("report"))
 print(table_text(results))  # the same first table, for a terminal
 """
 
@@ -47,15 +47,13 @@ _PAIRED = (
 def write_report(
     results: Mapping[str, Result],
     folder: Path,
-    notes: Mapping[str, str] | None = None,
     comparisons: Mapping[str, Comparison] | None = None,
 ) -> str:
     """Writes the three files and returns the text of report.md.
 
-    results: variant -> what protocol.evaluate gave, in the order of the tables. notes: variant -> one line about it,
-    in place of that in NOTES. comparisons: "a against b" -> its test on R@10."""
-    found = {name: (notes or {}).get(name) or NOTES.get(name.lower()) for name in results}
-    known = {name: note for name, note in found.items() if note}
+    results: variant -> what protocol.evaluate gave, in the order of the tables. comparisons: "a against b" -> its test
+    on R@10."""
+    known = {name: NOTES[name] for name in results if name in NOTES}
     text = _markdown(results, known, comparisons or {})
     saved = {
         "results": results,
@@ -68,10 +66,10 @@ def write_report(
     return text
 
 
-def table_text(results: Mapping[str, Result], row: str = ALL_CLICKS, width: int = 110) -> str:
-    """One row of the report for all variants as a plain text table; with standard deviations it is wider."""
+def table_text(results: Mapping[str, Result]) -> str:
+    """All clicks' row of the report for all variants as a plain text table; with standard deviations it is wider."""
     spread = any("seeds" in values for result in results.values() for values in result["rows"].values())
-    return plain_table(row, _header(), _table(results, row), width + 64 * spread)
+    return plain_table(ALL_CLICKS, _header(), _table(results, ALL_CLICKS), 110 + 64 * spread)
 
 
 def plain_table(title: str, columns: list[str], cells: Iterable[list[str]], width: int) -> str:
@@ -129,7 +127,7 @@ def _markdown(results: Mapping[str, Result], notes: Mapping[str, str], compariso
     for row in _rows(results):
         sizes = next(result["rows"][row] for result in results.values() if row in result["rows"])
         size = f"{sizes['clicks']:.0f} clicks of {sizes['queries']:.0f} queries: {escaped(rules[row])}."
-        parts += [f"## {escaped(row.capitalize())}", size, markdown_table(_header(), _table(results, row))]
+        parts += [f"## {escaped(row[:1].upper() + row[1:])}", size, markdown_table(_header(), _table(results, row))]
     if comparisons:
         columns = ["R@10", "difference", "95 %", "p"]
         cells = [

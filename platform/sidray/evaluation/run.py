@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from sidray import storage
-from sidray.cluster import on_cluster
 from sidray.data.catalogue import Catalogue
 from sidray.datasets import open_dataset
 from sidray.embedding.embed import picture_sample
@@ -41,22 +40,14 @@ def picture_recall(embed: str, rows: Any, candidates: Any, k: int = 10) -> float
     return float((found == places[:, None]).any(1).mean())
 
 
-def baseline_step(settings: EvaluationSettings, work: Work) -> Summary:
+def evaluate_baselines(settings: EvaluationSettings, work: Work) -> Summary:
     """Inputs: catalogue. Writes <name>.json and <name>.parquet for popularity, BM25 and the oracle."""
-    return on_cluster(_baselines, settings, work)
-
-
-def _baselines(settings: EvaluationSettings, work: Work) -> Summary:
     clicks = Clicks.of(Catalogue.open(work.inputs["catalogue"]), settings.split)
     return {name: _save(clicks, ranks, name, settings, work) for name, ranks in clicks.baseline_ranks().items()}
 
 
-def evaluate_step(settings: EvaluationSettings, kind: Representation, work: Work) -> Summary:
+def evaluate_clicks(settings: EvaluationSettings, kind: Representation, work: Work) -> Summary:
     """Inputs: catalogue, embed, and sids where the reconstruction is evaluated in place of the item vectors."""
-    return on_cluster(_evaluate, settings, kind, work)
-
-
-def _evaluate(settings: EvaluationSettings, kind: Representation, work: Work) -> Summary:
     catalogue = Catalogue.open(work.inputs["catalogue"])
     clicks = Clicks.of(catalogue, settings.split)
     sids = work.inputs.get("sids")

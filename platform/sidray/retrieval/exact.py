@@ -21,7 +21,8 @@ Bools = npt.NDArray[np.bool_]
 
 ALL = -1  # the partition code of a query that searches everything
 NOWHERE = -2  # the partition code of a query whose partition holds no item
-UNREACHABLE = 2**40  # `greater` of a click whose item is no candidate in the query's partition: a miss at every k
+UNREACHABLE = 2**40  # `greater` of a click whose item is not in the query's partition: a miss at every k
+SAME_SCORE = 1e-5  # scores that differ by less are the same
 
 _QUERY_BLOCK = 512
 _ITEM_BLOCK = 16_384
@@ -35,16 +36,15 @@ def unit(vectors: npt.NDArray[np.floating]) -> Floats:
     return np.asarray(wide / np.where(norms > 0, norms, 1), dtype=np.float32)
 
 
-def groups(query_codes: Ints, item_codes: Ints, candidates: Bools | None = None) -> Iterator[tuple[Ints, Ints]]:
-    """For every partition that is asked for: (positions of its queries, rows of its candidates in ascending order)."""
-    rows = np.arange(len(item_codes)) if candidates is None else np.flatnonzero(candidates)
-    by_code = rows[np.argsort(item_codes[rows], kind="stable")]  # ascending inside each code
+def groups(query_codes: Ints, item_codes: Ints) -> Iterator[tuple[Ints, Ints]]:
+    """For every partition that is asked for: (positions of its queries, rows of its items in ascending order)."""
+    by_code = np.argsort(item_codes, kind="stable")  # rows, ascending inside each code
     codes = item_codes[by_code]
     order = np.argsort(query_codes, kind="stable")
     asked, starts = np.unique(query_codes[order], return_index=True)
     for code, members in zip(asked, np.split(order, starts[1:]), strict=False):
         low, high = np.searchsorted(codes, [code, code + 1])
-        yield members, rows if code == ALL else by_code[low:high]
+        yield members, np.arange(len(item_codes)) if code == ALL else by_code[low:high]
 
 
 def top_k(
@@ -75,33 +75,28 @@ def tie_ranks(
     item_codes: Ints,
     query_codes: Ints,
     positive_rows: Ints,
-    *,
-    candidates: Bools | None = None,
-    tolerance: float = 1e-5,
 ) -> tuple[Ints, Ints]:
-    """How many other candidates score above the clicked item, and how many the same within `tolerance`.
+    """How many other items score above the clicked one, and how many the same within SAME_SCORE.
 
-    query_vecs [Q, d], item_vecs [N, d], item_codes [N], query_codes [Q] (ALL = every partition), positive_rows [Q],
-    candidates [N] bool (default: all items). Returns (greater [Q], equal [Q]); a clicked item that is no candidate in
-    the query's partition has greater = UNREACHABLE."""
+    query_vecs [Q, d], item_vecs [N, d], item_codes [N], query_codes [Q] (ALL = every partition), positive_rows [Q].
+    Returns (greater [Q], equal [Q]); a clicked item that is not in the query's partition has greater = UNREACHABLE."""
     greater = np.full(len(query_vecs), UNREACHABLE, np.int64)
     equal = np.zeros(len(query_vecs), np.int64)
-    found = reachable(item_codes, query_codes, positive_rows, candidates)
+    found = reachable(item_codes, query_codes, positive_rows)
     asked = np.flatnonzero(found)
-    for members, rows in groups(query_codes[asked], item_codes, candidates):
+    for members, rows in groups(query_codes[asked], item_codes):
         for _, queries in _blocks(asked[members], _QUERY_BLOCK):
-            above, same = _count(query_vecs[queries], item_vecs, rows, positive_rows[queries], tolerance)
+            above, same = _count(query_vecs[queries], item_vecs, rows, positive_rows[queries])
             greater[queries], equal[queries] = above, same
     return greater, equal
 
 
-def reachable(item_codes: Ints, query_codes: Ints, positive_rows: Ints, candidates: Bools | None = None) -> Bools:
-    """Whether the clicked item of each query is a candidate of the query's partition: bool [Q]."""
-    inside = (query_codes == ALL) | (item_codes[positive_rows] == query_codes)
-    return np.asarray(inside if candidates is None else inside & candidates[positive_rows])
+def reachable(item_codes: Ints, query_codes: Ints, positive_rows: Ints) -> Bools:
+    """Whether the clicked item of each query is in the query's partition: bool [Q]."""
+    return np.asarray((query_codes == ALL) | (item_codes[positive_rows] == query_codes))
 
 
-def _count(query_vecs: Floats, item_vecs: Floats, rows: Ints, positives: Ints, tolerance: float) -> tuple[Ints, Ints]:
+def _count(query_vecs: Floats, item_vecs: Floats, rows: Ints, positives: Ints) -> tuple[Ints, Ints]:
     """(greater, equal) for a block of queries [b, d] of one partition, whose candidates are `rows`, ascending."""
     queries = unit(query_vecs)
     own = np.einsum("bd,bd->b", queries, unit(item_vecs[positives]))[:, None]  # [b, 1]
@@ -112,9 +107,9 @@ def _count(query_vecs: Floats, item_vecs: Floats, rows: Ints, positives: Ints, t
         scores = queries @ unit(item_vecs[items]).T  # [b, items]
         here = np.flatnonzero((place >= start) & (place < start + len(items)))
         scores[here, place[here] - start] = -np.inf  # the positive does not compete with itself
-        above = np.count_nonzero(scores > own + tolerance, axis=1)
+        above = np.count_nonzero(scores > own + SAME_SCORE, axis=1)
         greater += above
-        equal += np.count_nonzero(scores >= own - tolerance, axis=1) - above
+        equal += np.count_nonzero(scores >= own - SAME_SCORE, axis=1) - above
     return greater, equal
 
 

@@ -10,7 +10,7 @@ counted from 1, codes from 0. An item without a picture has <img_none> on every 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
 
@@ -20,13 +20,12 @@ from pydantic import PositiveInt, ValidationError, model_validator
 
 from sidray import storage
 from sidray.config import Settings
-from sidray.errors import UserError, nearest
+from sidray.errors import UserError
 
 Codes = npt.NDArray[np.int32]
 Mask = npt.NDArray[np.bool_]
 IMAGE = "image"
 NO_IMAGE = "<img_none>"
-ABSENT = -1  # the code of an image level in `codes` when the item has no picture
 
 
 class SidVocabulary(Settings):
@@ -88,7 +87,7 @@ class SidVocabulary(Settings):
         """The codes of a modality with zeros where there is no picture, after a look at shape and range."""
         remedy = "make the vocabulary from the settings that the tokenizers were fitted with"
         if modality not in codes:
-            raise UserError(f"there are no {modality} codes", "fit its tokenizer, or take a subset of the vocabulary")
+            raise UserError(f"there are no {modality} codes", "fit its tokenizer")
         block = np.asarray(codes[modality])
         if block.shape != (len(none), self.levels):
             raise UserError(
@@ -105,42 +104,6 @@ class SidVocabulary(Settings):
                 remedy,
             )
         return block.astype(np.int32)
-
-    def codes(self, token_ids: npt.NDArray[np.int32]) -> tuple[dict[str, Codes], Mask]:
-        """The inverse of `token_ids`: codes [N, L] per modality (-1 where there is no picture) and has_image [N].
-
-        Raises ValueError naming the row and position of a token that cannot stand there."""
-        ids = np.asarray(token_ids).astype(np.int64)
-        if ids.ndim != 2 or ids.shape[1] != len(self.slots):
-            raise ValueError(f"token ids have the shape {ids.shape}, not [N, {len(self.slots)}]")
-        codes = ids - self.offsets[:-1]
-        valid = (codes >= 0) & (codes < np.diff(self.offsets))
-        has_image = np.ones(len(ids), dtype=bool)
-        if IMAGE in self.modalities:
-            first = self.modalities.index(IMAGE) * self.levels
-            block = slice(first, first + self.levels)
-            has_image = (ids[:, block] != len(self) - 1).any(1)
-            codes[~has_image, block] = ABSENT
-            valid[~has_image, block] = True
-        if not valid.all():
-            row, position = np.argwhere(~valid)[0]
-            raise ValueError(f"token {ids[row, position]} cannot stand at position {position} of row {row}")
-        blocks = np.split(codes.astype(np.int32), len(self.modalities), axis=1)
-        return dict(zip(self.modalities, blocks, strict=True)), has_image
-
-    def subset(self, modalities: Iterable[str]) -> SidVocabulary:
-        """The vocabulary of some modalities alone (the ablations of table 3), in this vocabulary's order.
-
-        Raises UserError for a modality that is not in it."""
-        wanted = list(modalities)
-        for modality in wanted:
-            if modality not in self.modalities:
-                raise UserError(
-                    f"the vocabulary has no modality {modality!r}{nearest(modality, self.modalities)}",
-                    f"it has {', '.join(self.modalities)}",
-                )
-        kept = tuple(modality for modality in self.modalities if modality in wanted)
-        return SidVocabulary(modalities=kept, levels=self.levels, entries=self.entries)
 
     def save(self, path: str | Path) -> None:
         """Writes JSON to a path or URI."""

@@ -2,8 +2,9 @@
 
 found = saliency_of(StageModule(model, stage), batch) + saliency_of(...);  found.means()  # {"S_v": [by layer], ...}
 
-saliency_step is what a recipe with `evaluation.saliency` runs: saliency.json (layers, S_v, S_t, S_o, relative, notes)
-and saliency.png. Layers count from 0; those below the cut are not trained, their states are cached: they have no score.
+trained_saliency is what a recipe with `evaluation.saliency` runs: saliency.json (layers, S_v, S_t, S_o, relative,
+notes) and saliency.png. Layers count from 0; those below the cut are not trained, their states are cached: they have no
+score.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sidray import storage
-from sidray.cluster import on_cluster
 from sidray.data.catalogue import Catalogue, Rows
 from sidray.errors import UserError
 from sidray.models.inference import inference_device
@@ -71,9 +71,8 @@ class Saliency:
 def saliency_of(module: StageModule, batch: Batch) -> Saliency:
     """The scores (4)-(6) of a batch of pairs. The model is left as it was; no parameter gets a gradient.
 
-    UserError when no attention comes out of an LM, there is none (the vision encoder alone), or no compressed word."""
+    UserError when no attention comes out of the LM."""
     assert isinstance(module.model, Mlrm)
-    check_word(module.model.settings)
     matrices = saliency_matrices(module, batch)[1].double()  # [layers, B, T, T]
     sets = pair_sets(batch["note.ids"], batch["note.mask"], module.model.base).double()  # [3, B, T, T]
     sizes = sets.sum((2, 3))  # [3, B]
@@ -95,8 +94,6 @@ def saliency_matrices(module: StageModule, batch: Batch) -> tuple[Tensor, Tensor
     prompts in `note.ids`. I_l(i, j) is what flows from position j to position i.
 
     The product is taken element by element as in Wang et al. 2023, whose method (3) is; its transpose is a slip."""
-    if "note.ids" not in batch:
-        raise UserError("saliency is that of an LM, and this model is the vision encoder alone", "no saliency for it")
     with torch.enable_grad(), _watched(module, batch["note.ids"]) as attentions:
         loss, _ = module(batch)
         _check_all(module.model.text.lm, attentions)
@@ -158,12 +155,13 @@ def _watched(module: StageModule, ids: Tensor) -> Iterator[list[Tensor]]:
     written out; what the layers attend to in the prompts `ids` is appended to the list. Then all is as it was."""
     text, lm = module.model.text, module.model.text.lm
     decoder, watch = decoder_of(lm), _Watch(ids)
+    attending = [layer.self_attn for layer in decoder.layers if hasattr(layer, "self_attn")]
     modes = {part: part.training for part in module.modules()}
     chunk, attention = module.chunk, lm.config._attn_implementation
     hooks = [
         module.model.register_forward_pre_hook(watch.model),
         decoder.register_forward_pre_hook(watch.decoder, with_kwargs=True),
-        *(layer.self_attn.register_forward_hook(watch.attention) for layer in decoder.layers if _attends(layer)),
+        *(each.register_forward_hook(watch.attention) for each in attending),
     ]
     try:
         module.eval()
@@ -180,17 +178,8 @@ def _watched(module: StageModule, ids: Tensor) -> Iterator[list[Tensor]]:
             hook.remove()
 
 
-def _attends(layer: Any) -> bool:
-    return hasattr(layer, "self_attn")
-
-
-def saliency_step(recipe: Recipe, stage: StageSettings, work: Work) -> Summary:
+def trained_saliency(recipe: Recipe, stage: StageSettings, work: Work) -> Summary:
     """Inputs: those of the stage, and towers: its trained weights."""
-    training = recipe.training
-    return on_cluster(_saliency, recipe, stage, work, cpus=training.cpus_per_worker, gpus=training.gpus_per_worker)
-
-
-def _saliency(recipe: Recipe, stage: StageSettings, work: Work) -> Summary:
     sources = sources_of(work.inputs, recipe.controls.shuffle_images, recipe.controls.shuffle_pairs)
     model = cast(Mlrm, sources.model(recipe.model, 0))
     load_trained(model, storage.local_folder(storage.join(work.inputs["towers"], TOWERS)))

@@ -16,9 +16,10 @@ from sidray.training.module import StageModule
 
 @torch.no_grad()
 def validate(module: StageModule, valid: Mapping[str, Tensor], batch_size: int) -> dict[str, float]:
-    """Held-out metrics of every task: contrastive ones over the whole pool of rows, generative ones batch by batch."""
+    """Held-out metrics of every task: contrastive ones and those of pairs, whose rows belong together, over the
+    whole pool of rows, the others batch by batch."""
     found: dict[str, float] = {}
-    pooled = [task for task in module.tasks if task.contrastive]
+    pooled = [task for task in module.tasks if task.contrastive or task.rows == "pairs"]
     module.eval()
     chunk, module.chunk = module.chunk, module.chunk or 64
     if pooled:
