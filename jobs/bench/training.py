@@ -24,9 +24,9 @@ from sidray.data.catalogue import Catalogue
 from sidray.graph import build_graph
 from sidray.models.inference import inference_device
 from sidray.models.sources import sources_of
+from sidray.models.towers import Batch
 from sidray.recipe import Recipe, load_recipe
 from sidray.steps import Store, Work
-from sidray.tasks.views import Batch
 from sidray.training.module import StageModule
 from sidray.training.record import Record
 from sidray.training.schedule import Schedule

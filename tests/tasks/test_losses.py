@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from sidray.errors import UserError
+from sidray.models.towers import TextInput
 from sidray.tasks import TASKS, make_task
 from sidray.tasks.losses import hard_info_nce, info_nce
-from sidray.tasks.views import Views, text_input
+from sidray.tasks.views import Views
 from sidray.training.module import StageModule
 from sidray.training.settings import StageSettings
 from tests.models.tiny import random_batch, tiny_towers
@@ -43,7 +44,7 @@ def test_info_nce_is_equation_4() -> None:
     loss, better = info_nce(a, p, 0.05, out, valid)
     assert loss.item() == pytest.approx(by_hand(a, p, 0.05, out, valid), rel=1e-5)
     everything = torch.ones(7, dtype=torch.bool)
-    plain, better = info_nce(a, p, 0.05)
+    plain, better = info_nce(a, p, 0.05, torch.zeros(7, 7).bool())
     assert plain.item() == pytest.approx(by_hand(a, p, 0.05, ~everything[:, None].expand(7, 7), everything), rel=1e-5)
     scores = torch.nn.functional.normalize(a, dim=-1) @ torch.nn.functional.normalize(p, dim=-1).T
     assert better.tolist() == [int((row > row[i]).sum()) for i, row in enumerate(scores)]
@@ -51,7 +52,7 @@ def test_info_nce_is_equation_4() -> None:
 
 def test_an_equal_score_ranks_above_the_positive() -> None:
     """A model that maps everything to one point must not look perfect."""
-    _, better = info_nce(torch.ones(4, 3), torch.ones(4, 3), 0.05)
+    _, better = info_nce(torch.ones(4, 3), torch.ones(4, 3), 0.05, torch.zeros(4, 4).bool())
     assert better.tolist() == [3, 3, 3, 3]
 
 
@@ -98,7 +99,7 @@ def test_causal_runs_over_all_tokens_or_over_the_targets_of_the_batch(tmp_path: 
     towers = tiny_towers(tmp_path, 9)
     batch = random_batch(towers, ROWS)
     embedding = towers.text.lm.get_input_embeddings().weight.double()
-    hidden = towers.hidden(text_input(batch, "causal")).double()
+    hidden = towers.hidden(TextInput.of_batch(batch, "causal")).double()
     row, position = batch["causal.target"].nonzero(as_tuple=True)
     targets = batch["causal.ids"][row, position]
     everything = torch.cat([embedding, towers.text.sids.weight.double()])  # type: ignore[union-attr]

@@ -43,7 +43,8 @@ def test_relative_error_per_level(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sidray.tokenizers.health.BATCH", 64)
     errors = [level["relative_error"] for level in measure(tokenizer, rows)["levels"]]
     spread = np.square(rows - rows.mean(0)).sum()
-    expected = [np.square(rows - found).sum() / spread for found in tokenizer.reconstruct_per_level(rows)]
+    codes = tokenizer.encode(rows)
+    expected = [np.square(rows - tokenizer.decode(codes[:, :level])).sum() / spread for level in (1, 2, 3)]
     assert errors == pytest.approx(expected, rel=1e-4)
 
 

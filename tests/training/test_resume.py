@@ -14,8 +14,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
 
+from sidray.models.towers import Batch
 from sidray.tasks.losses import rank
-from sidray.tasks.views import Batch
 from sidray.training.checkpoint import Checkpoints, Made
 from sidray.training.engine import make_engine
 from sidray.training.module import StageModule

@@ -114,12 +114,12 @@ class _RowEncoder:
         batch = {name: value.to(self.device) for name, value in self.fetch_items(rows).items()}
         towers, kind = self.towers, self.job.item
         if kind == "sids":
-            vector = towers.item(read(towers.encode_text, _text(batch, "item")))
+            vector = towers.item(read(towers.encode_text, TextInput.of_batch(batch, "item")))
             return self._table(vector, len(rows))
-        h_text = read(towers.encode_text, _text(batch, "text"))
+        h_text = read(towers.encode_text, TextInput.of_batch(batch, "text"))
         if kind == "text":
             return self._table(towers.item(h_text), len(rows), h_text)
-        image = ImageInput(batch["image"], batch["image.present"])
+        image = ImageInput.of_batch(batch)
         h_image = towers.encode_image(image)
         if self.job.random_images is not None:
             noise = _noise(rows, h_image.shape[1], self.job.random_images).to(self.device)
@@ -129,13 +129,15 @@ class _RowEncoder:
 
     def queries(self, query_ids: Any) -> pa.Table:
         batch = self.fetch_queries(self.first_click[query_ids])
-        h_q = read(self.towers.encode_text, _text({k: v.to(self.device) for k, v in batch.items()}, "query"))
+        h_q = read(
+            self.towers.encode_text, TextInput.of_batch({k: v.to(self.device) for k, v in batch.items()}, "query")
+        )
         return self._table(self.towers.query(h_q), len(query_ids), h_q)
 
     def pictures(self, numbers: Any) -> pa.Table:
         """Items of the sample with their text left empty: the SIDs of the picture alone."""
         batch = {k: v.to(self.device) for k, v in self.fetch_pictures(self.picture_rows[numbers]).items()}
-        vector = self.towers.item(read(self.towers.encode_text, _text(batch, "item")))
+        vector = self.towers.item(read(self.towers.encode_text, TextInput.of_batch(batch, "item")))
         return self._table(vector, len(numbers))
 
     def _table(
@@ -162,10 +164,6 @@ def _unit(value: Tensor | None, rows: int, width: int) -> Any:
     if value is None:
         return np.zeros((rows, width), np.float32)
     return F.normalize(value.float(), dim=-1).cpu().numpy()
-
-
-def _text(batch: dict[str, Tensor], name: str) -> TextInput:
-    return TextInput(batch[f"{name}.ids"], batch[f"{name}.mask"], batch.get(f"{name}.states"))
 
 
 def _noise(rows: Any, width: int, seed: int) -> Tensor:

@@ -53,9 +53,9 @@ def note_input(batch: Mapping[str, Tensor], column: str) -> NoteInput:
     """The notes of a batch as `column` shows them."""
     text = image = None
     if f"{column}.ids" in batch:
-        text = TextInput(batch[f"{column}.ids"], batch[f"{column}.mask"], batch.get(f"{column}.states"))
+        text = TextInput.of_batch(batch, column)
     if NOTE_COLUMNS[column] != "text" and "image" in batch:
-        image = ImageInput(batch["image"], batch["image.present"])
+        image = ImageInput.of_batch(batch)
     return NoteInput(text, image)
 
 

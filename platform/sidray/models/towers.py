@@ -21,6 +21,8 @@ from sidray.models.settings import Fusion, ModelSettings
 from sidray.models.text import TextEncoder, load_lm, pool_last, pool_mean
 from sidray.models.trained import TrainedModel
 
+Batch = Mapping[str, Tensor]
+
 
 @dataclass(frozen=True)
 class TextInput:
@@ -29,6 +31,11 @@ class TextInput:
     ids: Tensor
     mask: Tensor
     states: Tensor | None = None
+
+    @classmethod
+    def of_batch(cls, batch: Batch, name: str) -> TextInput:
+        """The columns `name.ids`, `name.mask` and, above a cut, `name.states`."""
+        return cls(batch[f"{name}.ids"], batch[f"{name}.mask"], batch.get(f"{name}.states"))
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -53,6 +60,10 @@ class ImageInput:
 
     values: Tensor
     present: Tensor
+
+    @classmethod
+    def of_batch(cls, batch: Batch) -> ImageInput:
+        return cls(batch["image"], batch["image.present"])
 
     def __len__(self) -> int:
         return len(self.values)

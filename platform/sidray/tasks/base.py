@@ -8,7 +8,7 @@ from typing import ClassVar, Generic, Literal, TypeVar
 import torch
 from torch import Tensor
 
-from sidray.tasks.losses import global_mean, info_nce
+from sidray.tasks.losses import info_nce, recalls
 from sidray.tasks.views import ItemKind, Views
 
 Rows = Literal["clicks", "items", "pairs"]
@@ -71,4 +71,4 @@ class Contrastive(Task[Views]):
         valid = self.valid(views)
         loss, better = info_nce(anchors, positives, self.tau, self.false_negatives(views), valid)
         weights = torch.ones_like(better, dtype=torch.float32) if valid is None else valid.float()
-        return loss, {f"R@{k}": global_mean((better < k).float(), weights).detach() for k in (1, 10)}
+        return loss, recalls(better, weights)

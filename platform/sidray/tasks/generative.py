@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sidray.models.towers import Batch, TextInput
 from sidray.tasks.base import Metrics, Task
 from sidray.tasks.losses import distinct, global_mean
-from sidray.tasks.views import Batch, ItemKind, Views, text_input
+from sidray.tasks.views import ItemKind, Views
 
 
 def next_tokens(batch: Batch, name: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -23,18 +24,16 @@ def next_tokens(batch: Batch, name: str) -> tuple[Tensor, Tensor, Tensor]:
 class Generative(Task[Views]):
     """Cross-entropy of the marked tokens, averaged over the tokens of the global batch."""
 
-    column: str
-
     def columns(self, item_kind: ItemKind) -> frozenset[str]:
-        return frozenset({self.column})
+        return frozenset({self.name})
 
     def scores(self, views: Views, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Logits [n, vocabulary] of the hidden states [n, d], and the targets in that vocabulary."""
         return views.towers.text.logits(hidden), targets
 
     def loss(self, views: Views) -> tuple[Tensor, Metrics]:
-        row, position, targets = next_tokens(views.batch, self.column)
-        hidden = views.towers.hidden(text_input(views.batch, self.column))  # [b, T, d]
+        row, position, targets = next_tokens(views.batch, self.name)
+        hidden = views.towers.hidden(TextInput.of_batch(views.batch, self.name))  # [b, T, d]
         logits, targets = self.scores(views, hidden[row, position], targets)
         losses = F.cross_entropy(logits.float(), targets, reduction="none")
         accuracy = (logits.argmax(-1) == targets).float().mean()
@@ -46,7 +45,6 @@ class Doc2DocId(Generative):
 
     name = "doc2docid"
     rows = "items"
-    column = "doc2docid"
 
     def scores(self, views: Views, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         sids = views.towers.text.sids
@@ -59,7 +57,6 @@ class Causal(Generative):
 
     name = "causal"
     rows = "clicks"
-    column = "causal"
 
     def __init__(self, vocabulary: Literal["full", "batch"] = "full") -> None:
         self.vocabulary = vocabulary
@@ -76,5 +73,3 @@ class CausalSids(Causal):
     """The item's text and SIDs -> the query's tokens."""
 
     name = "causal_sids"
-    rows = "clicks"
-    column = "causal_sids"

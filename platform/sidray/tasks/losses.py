@@ -53,6 +53,13 @@ def gather(local: Tensor) -> Tensor:
     return apply(local)
 
 
+def among(candidates: Tensor, known: Tensor) -> Tensor:
+    """[b, n] bool: which candidates [n] each row of `known` [b, k] has; it ascends, padded with the largest int64."""
+    wanted = candidates.expand(len(known), -1).contiguous()  # [b, n]
+    at = torch.searchsorted(known.contiguous(), wanted).clamp(max=known.shape[1] - 1)
+    return known.gather(1, at) == wanted
+
+
 def distinct(ids: Tensor, size: int) -> Tensor:
     """The different numbers among all ranks' ids [n], each below `size`: ascending [m]."""
     seen = torch.zeros(size, dtype=torch.uint8, device=ids.device)
@@ -76,7 +83,7 @@ def info_nce(
     anchors: Tensor,
     candidates: Tensor,
     tau: float | Tensor,
-    false_negatives: Tensor | None = None,
+    false_negatives: Tensor,
     valid: Tensor | None = None,
     positives: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -92,16 +99,18 @@ def info_nce(
     rows = torch.arange(len(anchors), device=anchors.device)
     own = (rows if positives is None else positives) + rank() * len(anchors)
     valid = torch.ones(len(anchors), dtype=torch.bool, device=anchors.device) if valid is None else valid
-    out = ~gather(valid)[None, :].expand_as(scores)
-    if false_negatives is not None:
-        out = out | false_negatives
-    out = out.clone()
+    out = ~gather(valid) | false_negatives  # [b, world * b]
     out[rows, own] = False
     scores = scores.masked_fill(out, float("-inf"))
     losses = F.cross_entropy(scores, own, reduction="none")
     with torch.no_grad():
         better = (scores >= scores[rows, own][:, None]).sum(1) - 1  # [b]
     return global_mean(losses, valid.float()), better
+
+
+def recalls(better: Tensor, weights: Tensor) -> dict[str, Tensor]:
+    """R@1 and R@10 of what `info_nce` says of each anchor, over all ranks."""
+    return {f"R@{k}": global_mean((better < k).float(), weights).detach() for k in (1, 10)}
 
 
 def hard_info_nce(anchors: Tensor, positives: Tensor, negatives: Tensor, valid: Tensor, tau: float) -> Tensor:

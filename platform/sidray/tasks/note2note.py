@@ -12,11 +12,9 @@ import torch
 from torch import Tensor
 
 from sidray.tasks.base import Metrics, Task
-from sidray.tasks.losses import global_mean, info_nce
+from sidray.tasks.losses import info_nce, recalls
 from sidray.tasks.note_views import NoteViews
 from sidray.tasks.views import ItemKind
-
-KS = (1, 10)
 
 
 class Note2Note(Task[NoteViews]):
@@ -37,7 +35,7 @@ class Note2Note(Task[NoteViews]):
     def loss(self, views: NoteViews) -> tuple[Tensor, Metrics]:
         notes, valid = self.vectors(views)
         loss, better = info_nce(notes, notes, views.tau, views.false_negatives, valid, views.partners)
-        return loss, {f"R@{k}": global_mean((better < k).float(), valid.float()).detach() for k in KS}
+        return loss, recalls(better, valid.float())
 
 
 class Note2NoteVisual(Note2Note):
@@ -73,5 +71,5 @@ class CrossModal(Task[NoteViews]):
             loss, better = info_nce(anchors, candidates, views.tau, views.false_negatives, valid, views.partners)
             losses.append(loss)
             if first == second == "note":
-                metrics = {f"R@{k}": global_mean((better < k).float(), valid.float()).detach() for k in KS}
+                metrics = recalls(better, valid.float())
         return torch.stack(losses).mean(), metrics

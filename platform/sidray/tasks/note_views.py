@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import cached_property
 from typing import cast
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from sidray.models.mlrm import Mlrm
 from sidray.models.note_inputs import note_input
-from sidray.tasks.losses import gather
+from sidray.models.towers import Batch
+from sidray.tasks.losses import among, gather
+from sidray.tasks.views import in_chunks
 
-Batch = Mapping[str, Tensor]
 Compressed = tuple[Tensor | None, Tensor]
 
 
@@ -28,16 +27,9 @@ class NoteViews:
 
     def compress(self, column: str) -> Compressed:
         """n^_v and n^_m of all notes, projected: [2b, dimension] each."""
-        inputs = note_input(self.batch, column)
-        if not self.chunk or len(inputs) <= self.chunk:
-            return cast(Compressed, self.model(inputs))
-        chunks = [inputs[slice(start, start + self.chunk)] for start in range(0, len(inputs), self.chunk)]
-        if torch.is_grad_enabled():
-            parts = [checkpoint(self.model, chunk, use_reentrant=False) for chunk in chunks]
-        else:
-            parts = [self.model(chunk) for chunk in chunks]
-        visual = None if parts[0][0] is None else torch.cat([part[0] for part in parts])
-        return visual, torch.cat([part[1] for part in parts])
+        parts: list[Compressed] = in_chunks(self.model, note_input(self.batch, column), self.chunk)
+        visual = [part[0] for part in parts if part[0] is not None]
+        return torch.cat(visual) if visual else None, torch.cat([part[1] for part in parts])
 
     @cached_property
     def notes(self) -> Compressed:
@@ -65,9 +57,7 @@ class NoteViews:
     def false_negatives(self) -> Tensor:
         """[2b, world * 2b] bool: the note itself and its related note, wherever they stand, and all that train relates
         it to. (InfoNCE keeps each note's own positive.)"""
-        own, known = self.batch["item_row"], self.batch["related"]  # known ascending, padded with the largest int64
+        own = self.batch["item_row"]
         everyone = gather(own)
-        candidates = everyone.expand(len(known), -1).contiguous()  # [2b, world * 2b]
-        at = torch.searchsorted(known.contiguous(), candidates).clamp(max=known.shape[1] - 1)
         same = (own[:, None] == everyone) | (own[self.partners][:, None] == everyone)
-        return (known.gather(1, at) == candidates) | same
+        return among(everyone, self.batch["related"]) | same

@@ -6,7 +6,7 @@ stay in memory and each chunk is recomputed in its own backward: gradient cachin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import cached_property
 from typing import Literal, TypeVar
 
@@ -14,17 +14,23 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from sidray.models.towers import ImageInput, TextInput, Towers
-from sidray.tasks.losses import gather
+from sidray.models.mlrm import NoteInput
+from sidray.models.towers import Batch, ImageInput, TextInput, Towers
+from sidray.tasks.losses import among, gather
 
-Batch = Mapping[str, Tensor]
 ItemKind = Literal["fused", "text", "sids"]
-Input = TypeVar("Input", TextInput, ImageInput)
+Input = TypeVar("Input", TextInput, ImageInput, NoteInput)
+T = TypeVar("T")
 
 
-def text_input(batch: Batch, name: str) -> TextInput:
-    """The columns `name.ids`, `name.mask` and, above a cut, `name.states`."""
-    return TextInput(batch[f"{name}.ids"], batch[f"{name}.mask"], batch.get(f"{name}.states"))
+def in_chunks(encode: Callable[[Input], T], inputs: Input, chunk: int) -> list[T]:
+    """What `encode` says of at most `chunk` rows at a time (0: of all at once)."""
+    if not chunk or len(inputs) <= chunk:
+        return [encode(inputs)]
+    parts = [inputs[slice(start, start + chunk)] for start in range(0, len(inputs), chunk)]
+    if not torch.is_grad_enabled():
+        return [encode(part) for part in parts]
+    return [checkpoint(encode, part, use_reentrant=False) for part in parts]
 
 
 class Views:
@@ -37,15 +43,10 @@ class Views:
         self.chunk = chunk
 
     def _encode(self, encode: Callable[[Input], Tensor], inputs: Input) -> Tensor:
-        if not self.chunk or len(inputs) <= self.chunk:
-            return encode(inputs)
-        parts = [inputs[slice(start, start + self.chunk)] for start in range(0, len(inputs), self.chunk)]
-        if not torch.is_grad_enabled():
-            return torch.cat([encode(part) for part in parts])
-        return torch.cat([checkpoint(encode, part, use_reentrant=False) for part in parts])
+        return torch.cat(in_chunks(encode, inputs, self.chunk))
 
     def encode_text(self, name: str) -> Tensor:
-        return self._encode(self.towers.encode_text, text_input(self.batch, name))
+        return self._encode(self.towers.encode_text, TextInput.of_batch(self.batch, name))
 
     @cached_property
     def h_query(self) -> Tensor:
@@ -60,8 +61,7 @@ class Views:
     @cached_property
     def h_image(self) -> Tensor:
         """ViT(i_image), projected: [b, d]; zeros without a picture."""
-        image = ImageInput(self.batch["image"], self.batch["image.present"])
-        return self._encode(self.towers.encode_image, image)
+        return self._encode(self.towers.encode_image, ImageInput.of_batch(self.batch))
 
     @cached_property
     def query(self) -> Tensor:
@@ -85,7 +85,4 @@ class Views:
     @cached_property
     def clicked(self) -> Tensor:
         """[b, world * b] bool: candidates that the anchor's query led to in train (and the item itself)."""
-        known = self.batch["query.clicked"]  # [b, k], ascending, padded with the largest int64
-        candidates = gather(self.batch["item_row"]).expand(len(known), -1).contiguous()  # [b, world * b]
-        at = torch.searchsorted(known.contiguous(), candidates).clamp(max=known.shape[1] - 1)
-        return (known.gather(1, at) == candidates) | self.same("item_row")
+        return among(gather(self.batch["item_row"]), self.batch["query.clicked"]) | self.same("item_row")

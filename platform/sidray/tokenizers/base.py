@@ -24,6 +24,7 @@ from torch import Tensor
 from sidray import storage
 from sidray.config import Settings
 from sidray.errors import UserError
+from sidray.models.inference import inference_device
 from sidray.tokenizers.residual import ResidualCodec
 from sidray.tokenizers.settings import TokenizerSettings
 
@@ -90,11 +91,6 @@ class SemanticTokenizer(ABC):
         """The reconstruction [N, d] of vectors [N, d] from all their codes."""
         return self.decode(self.encode(vectors))
 
-    def reconstruct_per_level(self, vectors: Vectors) -> list[Vectors]:
-        """L reconstructions [N, d]: from the first code, from the first two, ..., from all."""
-        codes = self.encode(vectors)
-        return [self.decode(codes[:, : level + 1]) for level in range(self.levels)]
-
     @torch.no_grad()
     def error(self, vectors: Vectors) -> float:
         """The reconstruction term of eq. (14): mean over the rows of the squared distance, standardised scale."""
@@ -120,13 +116,8 @@ class SemanticTokenizer(ABC):
         storage.write_json(str(folder / "tokenizer.json"), file.model_dump(mode="json"))
 
     @classmethod
-    def load(cls, folder: Path) -> Self:
-        """A tokenizer that `save` wrote. Raises UserError when the folder holds none of this kind, or a damaged one."""
-        file = read_tokenizer_file(folder)
-        if file.kind != cls.kind:
-            raise UserError(
-                f"{folder} holds a tokenizer of kind {file.kind}, not {cls.kind}", "load it with load_tokenizer"
-            )
+    def load(cls, folder: Path, file: TokenizerFile) -> Self:
+        """A tokenizer of this kind that `save` wrote. Raises UserError when it is damaged."""
         tokenizer = cls(file.modality, file.settings)
         codec = tokenizer.build(file.width)
         try:
@@ -146,7 +137,7 @@ class SemanticTokenizer(ABC):
     def _finished(self) -> ResidualCodec:
         if self.codec is None:
             raise RuntimeError(f"the {self.modality} tokenizer is neither fitted nor loaded")
-        return self.codec.to(device())
+        return self.codec.to(inference_device())
 
     def _batches(self, vectors: Vectors) -> Iterator[tuple[int, Tensor, ResidualCodec]]:
         """First row, standardised batch [B, d] on the codec's device, codec."""
@@ -155,10 +146,6 @@ class SemanticTokenizer(ABC):
         for start in range(0, len(vectors), BATCH):
             rows = finite(vectors[start : start + BATCH], self.modality, start)
             yield start, codec.standardise(torch.from_numpy(rows).to(codec.mean)), codec
-
-
-def device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def check_shape(vectors: Any, modality: str, width: int | None = None) -> None:

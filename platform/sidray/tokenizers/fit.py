@@ -16,7 +16,7 @@ import ray
 import torch
 from ray.exceptions import RayTaskError
 
-from sidray.errors import UserError
+from sidray.errors import UserError, root_user_error
 from sidray.tokenizers.base import SemanticTokenizer, Vectors, read_tokenizer_file
 from sidray.tokenizers.rkmeans import RkMeansTokenizer
 from sidray.tokenizers.rqvae import RqVaeTokenizer
@@ -48,9 +48,7 @@ def fit_modalities(
     try:
         return dict(zip(waiting, ray.get(list(waiting.values())), strict=True))
     except RayTaskError as error:
-        if isinstance(error.cause, UserError):  # the mistake itself, not Ray's wrapper with a traceback in its text
-            raise error.cause from None
-        raise
+        raise (root_user_error(error) or error) from error
 
 
 def _fit_one(
@@ -73,7 +71,8 @@ def _share(tasks: int) -> tuple[int, float]:
 
 def load_tokenizer(folder: Path) -> SemanticTokenizer:
     """The tokenizer in the folder, whatever its kind. Raises UserError when it is missing or damaged."""
-    return TOKENIZERS[read_tokenizer_file(folder).kind].load(folder)
+    file = read_tokenizer_file(folder)
+    return TOKENIZERS[file.kind].load(folder, file)
 
 
 def save_all(tokenizers: Mapping[str, SemanticTokenizer], folder: Path) -> None:

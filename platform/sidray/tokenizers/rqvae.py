@@ -18,12 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from sidray.errors import UserError
+from sidray.models.inference import inference_device
 from sidray.tokenizers.base import (
     History,
     SemanticTokenizer,
     Vectors,
     check_shape,
-    device,
     sample,
     statistics,
 )
@@ -124,7 +124,7 @@ class RqVaeTokenizer(SemanticTokenizer):
         The history has per epoch: the parts of the loss, resets, the share of codes used on each level, and with
         `valid` its reconstruction error."""
         check_shape(vectors, self.modality)
-        codec = self._initialised(vectors).to(device())
+        codec = self._initialised(vectors).to(inference_device())
         self.codec, self.history = codec, []
         optimiser = _optimiser(codec, self.settings)
         dead = DeadCodes(codec.codebooks, self.settings.dead_code_after, self.settings.seed)

@@ -65,10 +65,11 @@ def fit(settings: TokenizerSettings, work: Work) -> Summary:
         plot_health(report, folder / "health.png")
         storage.upload(folder, work.output)
     entries = {modality: tokenizers[modality].entries for modality in MODALITIES}
-    SidVocabulary(levels=settings.levels, entries=entries).save(work.path("vocabulary.json"))
+    vocabulary = SidVocabulary(levels=settings.levels, entries=entries)
+    vocabulary.save(work.path("vocabulary.json"))
     storage.write_json(work.path("health.json"), report)
     check(report, settings)
-    return {"tokens": len(SidVocabulary.load(work.path("vocabulary.json"))), "health": report}
+    return {"tokens": len(vocabulary), "health": report}
 
 
 def _fit_sizes(

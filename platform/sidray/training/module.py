@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from sidray.errors import UserError
 from sidray.models.mlrm import Mlrm
-from sidray.models.towers import Towers
+from sidray.models.towers import Batch, Towers
 from sidray.models.trained import TrainedModel, set_trainable
 from sidray.tasks import make_task
 from sidray.tasks.base import Rows, Task
 from sidray.tasks.note_views import NoteViews
-from sidray.tasks.views import Batch, Views
+from sidray.tasks.views import Views
 from sidray.training.settings import StageSettings
 
 

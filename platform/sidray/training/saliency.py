@@ -28,9 +28,9 @@ from sidray.models.note_inputs import NoteFetch
 from sidray.models.settings import ModelSettings
 from sidray.models.sources import sources_of
 from sidray.models.text import decoder_of
+from sidray.models.towers import Batch
 from sidray.models.trained import load_trained
 from sidray.steps import Summary, Work
-from sidray.tasks.views import Batch
 from sidray.training.module import StageModule, columns_of
 from sidray.training.plots import plot_saliency
 from sidray.training.settings import StageSettings

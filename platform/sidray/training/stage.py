@@ -32,10 +32,7 @@ def run_stages(jobs: Sequence[StageJob], training: TrainingSettings) -> list[Sum
         with follow(jobs[0].notes(folder)):
             _trainer(jobs, training, folder).fit()
     except ray.train.TrainingFailedError as error:
-        mistake = root_user_error(error)
-        if mistake is not None:
-            raise mistake from error
-        raise
+        raise (root_user_error(error) or error) from error
     summaries = [_finish(job) for job in jobs]
     storage.delete(folder)
     return summaries
