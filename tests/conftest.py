@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from sidray.cluster import free_port
 from tests import object_store
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
@@ -19,8 +19,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
 
-with socket.create_server(("127.0.0.1", 0)) as free:
-    S3_URL = f"http://127.0.0.1:{free.getsockname()[1]}"  # known before Ray starts, whose workers use it, too
+S3_URL = f"http://127.0.0.1:{free_port()}"  # known before Ray starts, whose workers use it, too
 os.environ.update(object_store.environment(S3_URL))
 
 logging.raiseExceptions = False  # Ray's loggers keep the stderr of the test that ran first, which pytest has closed

@@ -23,6 +23,8 @@ from urllib.parse import urlsplit
 
 import pyarrow.fs as pafs
 
+from sidray.cluster import free_port
+
 START_S = 60.0
 ERRORS = {"slow down": (503, "SlowDown"), "internal": (500, "InternalError"), "forbidden": (403, "InvalidAccessKeyId")}
 
@@ -30,10 +32,7 @@ ERRORS = {"slow down": (503, "SlowDown"), "internal": (500, "InternalError"), "f
 @contextmanager
 def moto_server(url: str = "") -> Iterator[str]:
     """An empty S3 at the URL, or at one of its own. A process of its own: whoever waits for it holds up nobody else."""
-    port = urlsplit(url).port
-    if port is None:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
+    port = urlsplit(url).port or free_port()
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -36,9 +38,12 @@ def test_a_gauge_is_set_again_while_somebody_holds_it(monkeypatch: pytest.Monkey
 
 
 def test_metrics_can_be_told_without_ray() -> None:
-    metrics.counter("sidray_training_samples").inc(3, {"stage": "a"})
-    metrics.gauge("sidray_training_loss").set(0.5, {"stage": "a"})
-    metrics.histogram("sidray_search_recall").observe(1.0)
+    program = """from sidray import metrics
+metrics.counter("sidray_training_samples").inc(3, {"stage": "a"})
+metrics.gauge("sidray_training_loss").set(0.5, {"stage": "a"})
+metrics.histogram("sidray_search_recall").observe(1.0)
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)  # other tests have joined a Ray in this process
 
 
 def test_a_metric_is_made_as_what_it_is() -> None:

@@ -4,7 +4,6 @@ A run in an S3: everything that reads one, and a whole recipe through one that f
 
 from __future__ import annotations
 
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ import pytest
 from sidray import storage
 from sidray.batch_embed import batch_embed
 from sidray.client import Client
+from sidray.cluster import free_port
 from sidray.data.catalogue import Catalogue
 from sidray.datasets import append_rows, open_dataset, write_dataset
 from sidray.errors import StorageError, UserError
@@ -279,9 +279,7 @@ def test_a_whole_recipe_through_an_object_store_that_fails_now_and_then(
 @pytest.mark.ray
 def test_a_run_in_a_bucket_is_served(run: RunFolder) -> None:
     """Over HTTP: its items are found, and one that is written is found by the words and by its neighbours."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    with running_service(run.uri, "", "127.0.0.1", port) as url, Client(url) as client:
+    with running_service(run.uri, "", "127.0.0.1", free_port()) as url, Client(url) as client:
         found = client.search("cat", k=5)
         assert len(found.hits) == 5
         item = {"item_id": "served-1", "title": "a purple submarine", "partition": "served"}

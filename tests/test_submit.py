@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import sysconfig
@@ -14,15 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from sidray.cluster import free_port
 from sidray.errors import UserError
 from sidray.recipe import load_recipe
 from sidray.submit import Job, connect, follow, known_job, log_end, refuse_relative, submit, table, variable
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 @pytest.fixture(scope="module")

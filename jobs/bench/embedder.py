@@ -19,7 +19,7 @@ import time
 from typing import Any
 
 import ray
-from service import mean_of, percentiles, queries_of
+from service import closed_loop, mean_of, percentiles, queries_of
 
 from sidray.cluster import prepare_environment
 from sidray.finished import RunFolder
@@ -45,15 +45,12 @@ async def counted() -> dict[str, float]:
 
 async def calls(handle: Any, queries: list[str], clients: int, seconds: float) -> list[float]:
     """Closed loop: the seconds of each call."""
-    took, texts, end = list[float](), itertools.cycle(queries), time.perf_counter() + seconds
+    texts = itertools.cycle(queries)
 
-    async def client() -> None:
-        while (started := time.perf_counter()) < end:
-            await handle.embed.remote(next(texts), None)
-            took.append(time.perf_counter() - started)
+    async def one() -> None:
+        await handle.embed.remote(next(texts), None)
 
-    await asyncio.gather(*(client() for _ in range(clients)))
-    return took
+    return await closed_loop(one, clients, seconds)
 
 
 async def figures(handle: Any, queries: list[str], clients: int, seconds: float) -> dict[str, float]:

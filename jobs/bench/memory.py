@@ -16,7 +16,6 @@ import argparse
 import gc
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -27,6 +26,7 @@ import torch
 from paper_shape import mlrm, notes
 from torch import Tensor
 
+from sidray.cluster import free_port
 from sidray.models.mlrm import Mlrm
 from sidray.training.engine import make_engine
 from sidray.training.module import StageModule
@@ -43,10 +43,8 @@ STEPS = 3
 
 def measure(layers: int, width: int, batch: int, tokens: int, training: TrainingSettings) -> dict[str, Any]:
     """In a process group of this process alone."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
     os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     stage = StageSettings(name="memory", tasks={"note2note": 1.0}, batch_size=batch, lr=1e-4)
     model = mlrm(layers, torch.device("cpu"), width).train()
     module = StageModule(model, stage)

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sidray.cluster import prepare_environment
+from sidray.cluster import free_port, prepare_environment
 from sidray.storage import list_names
 
 NODE_CPUS, MAX_NODES = 2, 5
@@ -103,11 +103,6 @@ def cluster(folder: Path) -> Iterator[str]:
     finally:
         head.terminate()
         head.wait(120)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return int(free.getsockname()[1])
 
 
 @dataclass(frozen=True)

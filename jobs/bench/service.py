@@ -12,7 +12,6 @@ import itertools
 import math
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -23,6 +22,7 @@ import aiohttp
 import httpx
 import numpy as np
 
+from sidray.cluster import free_port
 from sidray.finished import RunFolder
 from sidray.retrieval.index import PartitionedIndex
 
@@ -39,8 +39,7 @@ def queries_of(run: str) -> list[str]:
 @contextmanager
 def served(run: str, environment: dict[str, str], overrides: Sequence[str] = ()) -> Iterator[str]:
     """`sidray serve RUN` in a process of its own; yields its URL."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "sidray.cli", "serve", run, *overrides, "--port", str(port)]
     process = subprocess.Popen(command, env={**os.environ, **environment}, stdout=subprocess.DEVNULL)
     try:
@@ -66,20 +65,30 @@ def _wait_until_ready(url: str, process: subprocess.Popen[bytes]) -> None:
 
 async def load(url: str, queries: list[str], clients: int, seconds: float) -> dict[str, float]:
     """Closed loop: each client sends the next search when the last one is answered."""
-    took: list[float] = []
     failed = 0
     texts = itertools.cycle(queries)
-    end = time.perf_counter() + seconds
-
-    async def client(session: aiohttp.ClientSession) -> None:
-        nonlocal failed
-        while (started := time.perf_counter()) < end:
-            failed += not await search(session, url, next(texts))
-            took.append(time.perf_counter() - started)
 
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=clients)) as session:
-        await asyncio.gather(*(client(session) for _ in range(clients)))
+
+        async def one() -> None:
+            nonlocal failed
+            failed += not await search(session, url, next(texts))
+
+        took = await closed_loop(one, clients, seconds)
     return {"requests/s": len(took) / seconds, **percentiles(took), "failed": failed}
+
+
+async def closed_loop(one: Callable[[], Awaitable[object]], clients: int, seconds: float) -> list[float]:
+    """The seconds of each call; every client makes the next one when its last one has ended."""
+    took, end = list[float](), time.perf_counter() + seconds
+
+    async def client() -> None:
+        while (started := time.perf_counter()) < end:
+            await one()
+            took.append(time.perf_counter() - started)
+
+    await asyncio.gather(*(client() for _ in range(clients)))
+    return took
 
 
 async def open_loop(url: str, queries: list[str], per_s: float, seconds: float) -> dict[str, float]:

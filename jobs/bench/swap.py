@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from recall_data import Floats, make_queries, noise, write_items
-from service import arrivals, at_times, mean_of, percentiles
+from service import arrivals, at_times, closed_loop, mean_of, percentiles
 
 from sidray import storage
 from sidray.finished import RunFolder
@@ -107,16 +107,7 @@ class Asked:
 
     async def saturated(self, seconds: float) -> float:
         """Searches per second of CLIENTS tasks."""
-        count, end = 0, time.perf_counter() + seconds
-
-        async def client() -> None:
-            nonlocal count
-            while time.perf_counter() < end:
-                await self.one()
-                count += 1
-
-        await asyncio.gather(*(client() for _ in range(CLIENTS)))
-        return count / seconds
+        return len(await closed_loop(self.one, CLIENTS, seconds)) / seconds
 
 
 def query(vector: Floats, partition: str) -> RecallQuery:

@@ -6,6 +6,7 @@ with ray_cluster(): ...        # attaches to RAY_ADDRESS or a running job's clus
 from __future__ import annotations
 
 import os
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -140,6 +141,12 @@ def _requested(bundles: list[dict[str, float]]) -> Iterator[None]:
         yield
     finally:
         request_resources(bundles=[])
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """A port that nobody listens to now; `host` "": on any interface of this machine."""
+    with socket.create_server((host, 0)) as free:
+        return int(free.getsockname()[1])
 
 
 def on_cluster(function: Callable[..., T], *args: object, cpus: float = 1.0, gpus: float = 0.0) -> T:

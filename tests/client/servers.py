@@ -168,9 +168,11 @@ def under_uvicorn(app: ASGIApp) -> Iterator[str]:
         server = uvicorn.Server(uvicorn.Config(app, log_level="critical", lifespan="off"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
-        yield url_of(listener)
-        server.should_exit = True
-        thread.join(10)
+        try:
+            yield url_of(listener)
+        finally:
+            server.should_exit = True
+            thread.join(10)
 
 
 @contextmanager

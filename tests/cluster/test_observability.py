@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ import pyarrow as pa
 import pytest
 import yaml
 
+from sidray.cluster import free_port
 from sidray.metrics import METRICS, Metric
 from tests.cluster.exported import Page, exported_now, told
 
@@ -167,8 +167,7 @@ def serving() -> Iterator[None]:
     """The gateway alone, after some searches."""
     from ray import serve
 
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     try:
         deployment = serve.deployment(name="Gateway", ray_actor_options={"num_cpus": 0.5})(serve.ingress()(Gateway))

@@ -16,7 +16,9 @@ from PIL import Image
 from sidray.data.settings import DataSettings
 
 
-def picture(colour: tuple[int, int, int] = (200, 30, 60), size: tuple[int, int] = (24, 16), kind: str = "PNG") -> bytes:
+def picture(
+    colour: str | tuple[int, int, int] = "crimson", size: tuple[int, int] = (24, 16), kind: str = "PNG"
+) -> bytes:
     out = io.BytesIO()
     Image.new("RGB", size, colour).save(out, kind)
     return out.getvalue()

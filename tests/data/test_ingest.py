@@ -186,7 +186,7 @@ def test_clicks_are_needed_only_where_they_are_required(tmp_path: Path) -> None:
 
 def test_no_train_split_stops_the_job(tmp_path: Path) -> None:
     clicks = [{"query": "q", "item_id": "i1", "split": "test"}]
-    with pytest.raises(UserError, match="gives no clicks in the train split"):
+    with pytest.raises(UserError, match=r"gives no clicks in the train split(.|\n)*give clicks the split 'train'"):
         run(settings(tmp_path, clicks=clicks), tmp_path)
 
 

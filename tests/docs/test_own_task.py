@@ -13,7 +13,7 @@ from sidray.errors import UserError
 from sidray.finished import RunFolder
 from sidray.graph import build_graph
 from sidray.recipe import load_recipe
-from sidray.run import run_recipe
+from sidray.steps import Store
 from sidray.submit import submit
 from sidray.tasks import make_task
 from sidray.tasks.views import Views
@@ -76,12 +76,9 @@ def test_the_example_trains(debug_run: str, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(sys, "path", [*sys.path])
     stage = yaml.safe_load((EXAMPLES / "hidden_pictures.yaml").read_text())["stages"][-1]
     assert stage["tasks"] == {TASK: 1}
-    own = f"stages=[{{name: mine, tasks: {{'docs.examples.{TASK}': 1}}}}]"
-    root = debug_run.rsplit("/runs/", 1)[0]
-    run = run_recipe(
-        "smgr-debug", [own, "sid_stages=[]", "evaluation.after={}", f"runs.root={root}"], lambda line: None
-    )
-    record = Record.read(RunFolder.open(run.folder).output("pretrained-towers"))
+    overrides = recipe(f"docs.examples.{TASK}", "evaluation.after={}")
+    graph = build_graph(load_recipe("smgr-debug", overrides)[0])
+    record = Record.read(Store(RunFolder.open(debug_run).root, lambda line: None).ensure(graph["stage-mine"]))
     assert record.steps[-1]["query2item_hidden/loss"] < record.steps[0]["query2item_hidden/loss"]
     assert record.validation[-1]["score"] == record.validation[-1]["query2item_hidden/R@10"]
 

@@ -19,6 +19,7 @@ from sidray.evaluation.protocol import Result, evaluate, mean_result
 from sidray.evaluation.report import PLOT, plot, table_text, write_report
 from sidray.evaluation.settings import EvaluationSettings
 from sidray.evaluation.significance import Comparison
+from tests.data.makers import picture
 
 
 @pytest.fixture
@@ -93,12 +94,6 @@ class Page(HTMLParser):
         self.tags.append(tag)
         self.addresses += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "data")]
         self.classes += [value or "" for name, value in attrs if name == "class"]
-
-
-def picture(colour: str) -> bytes:
-    sink = io.BytesIO()
-    Image.new("RGB", (30, 20), colour).save(sink, "PNG")
-    return sink.getvalue()
 
 
 def test_the_gallery_is_self_contained_and_escaped(tmp_path: Path) -> None:

@@ -54,29 +54,6 @@ def test_an_unknown_recipe_ends_with_exit_code_2_and_no_traceback() -> None:
     assert "Traceback" not in out + err
 
 
-@pytest.mark.parametrize("work", [jobs.compute(["embed"]), jobs.pipeline])
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        (["nothing-like-it"], "no recipe is called 'nothing-like-it'"),
-        (["smgr-debug", "training.worker=2"], "training.worker: unknown key (did you mean 'workers'?)"),
-        (["smgr-debug", "training.workers"], "override 'training.workers' is not of the form a.b=value"),
-    ],
-)
-def test_a_users_mistake_in_any_job(
-    work: jobs.Work,
-    arguments: list[str],
-    says: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["job", *arguments])
-    with pytest.raises(SystemExit) as caught:
-        jobs.main("A job.", work)
-    assert caught.value.code == 2
-    assert says in capsys.readouterr().err
-
-
 def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(name: str, overrides: list[str]) -> None:
         raise ZeroDivisionError

@@ -11,13 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from sidray import storage
 from sidray.errors import UserError
 from sidray.retrieval import index as index_module
-from sidray.retrieval.exact import top_k
 from sidray.retrieval.index import FORMAT, PartitionedIndex, build
 
 
@@ -39,41 +36,6 @@ def items(vectors: np.ndarray, partitions: list[str], model_key: str = "m") -> p
 def make(folder: Path, vectors: np.ndarray, partitions: list[str]) -> PartitionedIndex:
     build(items(vectors, partitions), str(folder), table_version=3, model_key="m")
     return PartitionedIndex.load(str(folder), threads=1)
-
-
-def alone(scores: np.ndarray) -> np.ndarray:
-    """[q, k] of scores [q, k + 1]: whether no other is within the rounding of float32, and the row so determined."""
-    with np.errstate(invalid="ignore"):
-        gaps = ~(-np.diff(scores, axis=1) < 1e-6)  # of two that are missing there is none
-    return np.asarray(gaps & np.concatenate([np.ones((len(gaps), 1), bool), gaps[:, :-1]], axis=1))
-
-
-@settings(max_examples=40, deadline=None)
-@given(
-    sizes=st.tuples(st.integers(0, 10**6), st.integers(0, 60), st.integers(0, 30)),
-    k=st.integers(1, 70),
-    asked=st.none() | st.lists(st.sampled_from("abcde"), max_size=4),
-)
-def test_search_equals_brute_force(
-    tmp_path_factory: pytest.TempPathFactory, sizes: tuple[int, int, int], k: int, asked: list[str] | None
-) -> None:
-    seed, count, queries = sizes
-    rng = np.random.default_rng(seed)
-    vectors, query_vecs = rng.normal(size=(count, 8)), rng.normal(size=(queries, 8)) * 5
-    partitions = list(rng.choice(list("abcde"), count, p=[0.4, 0.3, 0.2, 0.1, 0]))
-    index = make(tmp_path_factory.mktemp("index"), vectors, partitions)
-    known = [name for name in asked if name in partitions] if asked is not None else None
-    scores, rows = index.search(query_vecs, k, known)
-    inside = np.array([known is None or name in known for name in partitions], dtype=int).reshape(-1)
-    wanted_scores, wanted_rows = top_k(query_vecs, vectors, k, inside, np.ones(queries, int))
-    titles = [[f"title {n}" if n >= 0 else None for n in row] for row in wanted_rows]
-    found = [[index.fields([row])[0]["title"] if row >= 0 else None for row in line] for line in rows]
-    sure = alone(top_k(query_vecs, vectors, k + 1, inside, np.ones(queries, int))[0])
-    ours, theirs = (np.array(lines, object).reshape(sure.shape) for lines in (found, titles))
-    assert ours[sure].tolist() == theirs[sure].tolist()
-    assert all(len(set(line.tolist()) - {-1}) == np.count_nonzero(line >= 0) for line in rows)
-    np.testing.assert_allclose(scores, wanted_scores, atol=1e-6)
-    assert scores.shape == rows.shape == (queries, k)
 
 
 def test_ties_and_duplicates_of_a_partition_name(tmp_path: Path) -> None:

@@ -8,14 +8,14 @@ from collections.abc import Iterator
 
 import pytest
 
+from sidray.cluster import free_port
 from sidray.serving.run import running_service
 
 
 @pytest.fixture(scope="package")
 def service(debug_run: str) -> Iterator[str]:
     """The URL of `sidray serve` over the debug run."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     with running_service(debug_run, "", "127.0.0.1", port) as url:
         yield url
     with pytest.raises(OSError, match="refused"):

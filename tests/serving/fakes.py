@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import base64
 import functools
-import io
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 import httpx
 import numpy as np
 from fastapi import FastAPI
-from PIL import Image
 
 from sidray.serving.auth import Keys
 from sidray.serving.gateway import create_api
@@ -144,12 +142,6 @@ def client_of(
     api = _api(max_in_flight, keys)
     api.state.traffic = traffic_of(backend, timeout_s)
     return httpx.AsyncClient(transport=httpx.ASGITransport(api), base_url="http://test")
-
-
-def picture(width: int = 8, height: int = 8, format: str = "PNG") -> bytes:
-    out = io.BytesIO()
-    Image.new("RGB", (width, height), "red").save(out, format)
-    return out.getvalue()
 
 
 def in_base64(data: bytes) -> str:

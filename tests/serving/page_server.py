@@ -5,15 +5,10 @@ Requests are checked by the API's own models and refusals come out of its own er
 
 from __future__ import annotations
 
-import io
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-import uvicorn
 from fastapi import FastAPI, Request, Response
-from PIL import Image
 
 from sidray.serving import page, problems
 from sidray.serving.messages import Refusal
@@ -36,12 +31,6 @@ TOOK = TookMs(total=12.34, embed=9.5, recall=1.25)
 
 def hit(item_id: str, title: str, score: float = 0.5, partition: str = "food", sids: list[int] | None = None) -> Hit:
     return Hit(item_id=item_id, score=score, title=title, partition=partition, fields={"sids": sids or []})
-
-
-def drawn(colour: str, format: str = "PNG") -> bytes:
-    out = io.BytesIO()
-    Image.new("RGB", (24, 24), colour).save(out, format)
-    return out.getvalue()
 
 
 @dataclass
@@ -106,18 +95,3 @@ def api_of(fake: FakeService) -> FastAPI:
         return Response(fake.pictures[item_id], media_type="image/png")
 
     return api
-
-
-@contextmanager
-def serving(api: FastAPI) -> Iterator[str]:
-    """The address of a server on a free port, in a thread of this process."""
-    config = uvicorn.Config(api, host="127.0.0.1", port=0, log_level="critical", lifespan="off")
-    server, listening = uvicorn.Server(config), config.bind_socket()
-    listening.listen()  # who comes before the server runs waits
-    thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join(10)

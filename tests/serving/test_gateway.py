@@ -17,7 +17,8 @@ from sidray.serving.guard import MAX_BODY_BYTES
 from sidray.serving.messages import Refusal
 from sidray.serving.problems import ApiError, overloaded
 from sidray.serving.service import MAX_TEXT_CHARACTERS, unit_vector
-from tests.serving.fakes import HIT, INDEX, MODEL_KEY, FakeBackend, client_of, in_base64, picture, refused
+from tests.data.makers import picture
+from tests.serving.fakes import HIT, INDEX, MODEL_KEY, FakeBackend, client_of, in_base64, refused
 
 PNG = in_base64(picture())
 
@@ -89,12 +90,12 @@ async def test_pictures_alone_and_beside_a_query(text: str, query: str | None) -
 
 @pytest.mark.parametrize("format", ["JPEG", "WEBP"])
 async def test_other_formats(format: str) -> None:
-    assert (await search({"image": in_base64(picture(format=format))})).status_code == 200
+    assert (await search({"image": in_base64(picture(kind=format))})).status_code == 200
 
 
 BOTH = {"query": "soup"}
-DAMAGED = in_base64(picture(60, 60, "JPEG")[:300])
-LARGE = in_base64(picture(101, 100))
+DAMAGED = in_base64(picture(size=(60, 60), kind="JPEG")[:300])
+LARGE = in_base64(picture(size=(101, 100)))
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,9 @@ import pytest
 
 from sidray.serving.messages import Refusal
 from sidray.serving.problems import overloaded
-from tests.serving.page_server import FakeService, api_of, drawn, hit, serving
+from tests.client.servers import under_uvicorn
+from tests.data.makers import picture
+from tests.serving.page_server import FakeService, api_of, hit
 
 pytest.importorskip("selenium", reason="no selenium: pip install '.[dev]'")
 from selenium import webdriver
@@ -29,7 +31,7 @@ SOUPS = [
     hit("s3", HOSTILE, -0.25, partition=""),
 ]
 ALIKE = [hit("b1", "Ramen bowl"), hit("b2", "Hot pot")]
-PNG = drawn("teal")
+PNG = picture("teal")
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +49,7 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrom
 @pytest.fixture(scope="module")
 def server() -> Iterator[tuple[FakeService, str]]:
     fake = FakeService()
-    with serving(api_of(fake)) as address:
+    with under_uvicorn(api_of(fake)) as address:
         yield fake, address
 
 
@@ -56,7 +58,7 @@ def fake(server: tuple[FakeService, str]) -> FakeService:
     """As new, with a few soups."""
     fake = server[0]
     fake.__init__(hits={"soup": SOUPS, "": ALIKE}, similar={"s/1 ?#%": ALIKE, "b1": SOUPS[:1]})  # type: ignore[misc]
-    fake.pictures = {"s/1 ?#%": drawn("red"), "s2": drawn("orange", "JPEG"), "b1": drawn("brown")}
+    fake.pictures = {"s/1 ?#%": picture("red"), "s2": picture("orange", kind="JPEG"), "b1": picture("brown")}
     return fake
 
 

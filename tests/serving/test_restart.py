@@ -6,7 +6,6 @@ import itertools
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -19,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from sidray.client import ApiError, Client, ClientError
+from sidray.cluster import free_port
 from sidray.finished import RunFolder
 from sidray.retrieval.index import PartitionedIndex
 from sidray.serving.schemas import Hit
@@ -33,9 +33,7 @@ WRITTEN = 20
 def machine(run: str) -> Iterator[str]:
     """`sidray serve` with a Ray cluster and a temporary folder of its own; yields its URL. kill -9 of everything at the
     end of the block."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "sidray.cli", "serve", run, "--port", str(port)]
+    command = [sys.executable, "-m", "sidray.cli", "serve", run, "--port", str(port := free_port())]
     with tempfile.TemporaryDirectory(prefix="machine-") as folder:
         environment = {**os.environ, "TMPDIR": folder}
         environment.pop("RAY_ADDRESS", None)

@@ -13,7 +13,8 @@ import pytest
 
 from sidray.serving.messages import Refusal
 from sidray.serving.service import MAX_TEXT_CHARACTERS
-from tests.serving.fakes import HIT, INDEX, MODEL_KEY, FakeBackend, client_of, in_base64, picture, refused
+from tests.data.makers import picture
+from tests.serving.fakes import HIT, INDEX, MODEL_KEY, FakeBackend, client_of, in_base64, refused
 
 PNG = in_base64(picture())
 SIMILAR = {"item_ids": ["a1", "z9", "a1"]}
@@ -111,7 +112,7 @@ async def test_writing_items() -> None:
         {"item_id": "b1", "title": " "},
         {"item_id": "b2", "title": "Soup", "image": in_base64(b"no picture")},
         {"item_id": "b3", "title": "Soup", "shp": "Bar"},
-        {"item_id": "b4", "title": "Soup", "image": in_base64(picture(200, 200))},
+        {"item_id": "b4", "title": "Soup", "image": in_base64(picture(size=(200, 200)))},
         {"item_id": "b5", "title": "Soup", "image": "https://example.com/a.png"},
     ]
     answer = (await request("PUT", "/v1/items", {"items": [*bad, good]}, backend)).json()

@@ -22,7 +22,7 @@ from sidray.serving.messages import EncodedItems, NewItem, Refusal
 from sidray.serving.problems import ApiError, overloaded
 from sidray.serving.settings import WriterSettings
 from sidray.serving.writer import Writer
-from tests.serving.fakes import picture
+from tests.data.makers import picture
 from tests.serving.runs import DIMENSION, MODEL_KEY, tiny_run
 
 

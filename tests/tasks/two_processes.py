@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import torch
 import torch.multiprocessing as mp
 from torch import Tensor
 
+from sidray.cluster import free_port
 from sidray.training.module import StageModule
 
 Gradients = tuple[float, dict[str, Tensor]]
@@ -45,10 +45,7 @@ def check_agreement(compute: Compute, folder: Path, chunk: int) -> None:
     """Loss and every gradient to 1e-5: 1 process whole, 1 process in chunks, 2 processes in chunks of `chunk`."""
     whole_loss, whole = compute(str(folder), 0, 0, 1)
     chunked_loss, chunked = compute(str(folder), 5, 0, 1)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(_process, args=(compute, str(folder), chunk, port), nprocs=2)
+    mp.spawn(_process, args=(compute, str(folder), chunk, free_port()), nprocs=2)
     two = torch.load(folder / "two.pt", weights_only=True)
     assert chunked_loss == pytest.approx(whole_loss, abs=1e-5)
     assert two["loss"] == pytest.approx(whole_loss, abs=1e-5)

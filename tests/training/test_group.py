@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import socket
 from pathlib import Path
 
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from sidray.cluster import free_port
 from sidray.tasks.losses import rank, world_size
 from sidray.training.group import gathered, takes_part
 
@@ -27,8 +27,6 @@ def _process(number: int, port: int, folder: str) -> None:
 
 def test_as_many_workers_train_as_divide_the_batches(tmp_path: Path) -> None:
     """Of three, 32 rows are shared by two."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    mp.spawn(_process, args=(port, str(tmp_path)), nprocs=3)
+    mp.spawn(_process, args=(free_port(), str(tmp_path)), nprocs=3)
     expected = {str(number): str([(0, 2, 0, 1), (1, 2, 1, 0)]) for number in range(2)}
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == expected

