@@ -1,6 +1,6 @@
 """The figures of a reproduction: what joint training's losses do (SMGR, figure 1), saliency (NoteLLM-2, 3 and 4).
 
-found = figures(spec, "smgr-1a", bench, folder / "smgr-1a-hm.png")   # None while its steps are not done
+found = figure("smgr-1a", bench, folder / "smgr-1a-hm.png")   # None while its steps are not done
 """
 
 from __future__ import annotations

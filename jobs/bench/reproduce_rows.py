@@ -1,7 +1,7 @@
 """The rows of a recipe: which steps stand behind each, what they found click by click, and tests between them.
 
 bench = open_bench("reproduce-hm", ["data.folder=HM"], print)
-bench.compute("tiger", 0);  bench.values("tiger", "recall@10")   # of each seed that is done: [n]
+bench.compute("tiger", 0);  bench.values("tiger", "recall@10", 0)   # of each click: [n]
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Configuration: YAML with `extends:`, dotted overrides (a.b=c), checked into pydantic models.
 
-    values = load_yaml("smgr-pictograms", ["training.workers=2"]);  recipe = build(Recipe, values, "smgr-pictograms")
+    values = load_yaml("smgr-pictograms", ["training.workers=2"]);  recipe = build(Recipe, values, "recipe a")
 
 An unknown key or a bad value raises UserError with its dotted path and the nearest known key.
 """
@@ -109,14 +109,14 @@ def _parse_override(text: str) -> Values:
 
 
 def build(model: type[M], values: Values, origin: str) -> M:
-    """Checks `values` into `model`; `origin` names the recipe in the error.
+    """Checks `values` into `model`; `origin` says in the error what they are of.
 
     Raises UserError that lists every bad key with its dotted path."""
     try:
         return model.model_validate(values)
     except ValidationError as error:
         lines = [_explain(model, item) for item in error.errors()]
-        raise UserError(f"recipe {origin}:\n  " + "\n  ".join(lines), "mend these keys") from error
+        raise UserError(f"{origin}:\n  " + "\n  ".join(lines), "mend these keys") from error
 
 
 def _explain(model: type[BaseModel], item: Any) -> str:

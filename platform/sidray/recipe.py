@@ -163,12 +163,12 @@ def from_values(values: Values, origin: str) -> tuple[Recipe, Variants, Values]:
         raise UserError(f"recipe {origin}: variants must map names to values", "see a shipped recipe")
     changes: dict[str, Values] = values.pop("variants", {}) or {}
     values = _with_stage_overrides(values, origin)
-    recipe = build(Recipe, _with_stage_defaults(values), origin)
+    recipe = build(Recipe, _with_stage_defaults(values), f"recipe {origin}")
     variants = {}
     for name in changes:
         where = f"{origin}: variants.{name}"
         variant = _with_stage_overrides(_variant(values, changes, name), where)
-        variants[name] = build(Recipe, _with_stage_defaults(variant), where)
+        variants[name] = build(Recipe, _with_stage_defaults(variant), f"recipe {where}")
     defaults = values.get("stage_defaults", {})
     return recipe, variants, {**recipe.dump(), "stage_defaults": defaults, "variants": changes}
 

@@ -3,13 +3,8 @@ seeds, gallery, curves."""
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-
-import numpy as np
 
 from sidray import storage
 from sidray.data.catalogue import Catalogue
@@ -19,24 +14,13 @@ from sidray.evaluation.protocol import ALL_CLICKS, Result, load_ranks, mean_resu
 from sidray.evaluation.report import table_text, write_report
 from sidray.evaluation.run import RESULT
 from sidray.evaluation.significance import Comparison, compare
-from sidray.graph_base import Graph
 from sidray.graph_evaluation import baselines, rows_of
-from sidray.recipe import Recipe
-from sidray.report_files import TABLE, copy_pictures
+from sidray.report_files import Report, shown
 from sidray.steps import Step, Store
 
 
-@dataclass(frozen=True)
-class ClicksReport:
-    """`graphs`: the recipe (first) and its variants by label, each once for every seed."""
-
-    recipe: Recipe
-    graphs: Mapping[str, Sequence[Graph]]
-
-    @property
-    def _firsts(self) -> dict[str, Graph]:
-        """Of the first seeds, by variant."""
-        return {label: graphs[0] for label, graphs in self.graphs.items()}
+class ClicksReport(Report):
+    """The tables of SMGR."""
 
     @cached_property
     def baselines(self) -> Step:
@@ -59,19 +43,14 @@ class ClicksReport:
         results: dict[str, Result] = {
             name: mean_result([storage.read_json(f"{uri}.json") for uri in uris]) for name, uris in outputs.items()
         }
-        report = storage.join(folder, "report")
-        saved = storage.join(report, "results.json")
-        table = table_text(results)
-        if not storage.exists(saved) or storage.read_json(saved)["results"] != results:
-            with tempfile.TemporaryDirectory() as scratch:
-                local = Path(scratch)
-                several = results[self.recipe.label]["rows"][ALL_CLICKS]["queries"] > 1  # what is resampled
-                write_report(results, local, comparisons=self._comparisons(outputs) if several else None)
-                self._gallery(local / "gallery.html", store)
-                copy_pictures(local, self._firsts, store)
-                (local / TABLE).write_text(table)
-                storage.upload(local, report)
-        return table
+
+        def fill(local: Path) -> str:
+            several = results[self.recipe.label]["rows"][ALL_CLICKS]["queries"] > 1  # what is resampled
+            write_report(results, local, comparisons=self._comparisons(outputs) if several else None)
+            self._gallery(local / "gallery.html", store)
+            return table_text(results)
+
+        return self.save(store, folder, ("results", results), fill)
 
     def _outputs(self, store: Store) -> dict[str, list[str]]:
         """Row of the table -> where the result (.json) and the ranks by click (.parquet) of each seed lie."""
@@ -91,7 +70,7 @@ class ClicksReport:
 
     def _gallery(self, path: Path, store: Store) -> None:
         """The first results of every variant (its first seed) for some queries (figure 3)."""
-        recipe, graphs = self.recipe, self._firsts
+        recipe, graphs = self.recipe, self.firsts
         catalogue = Catalogue.open(store.output(graphs[recipe.label]["catalogue"]))
         clicks = Clicks.of(catalogue, recipe.evaluation.split)
         positions = choose(clicks.table, recipe.evaluation.gallery_queries)
@@ -103,9 +82,4 @@ class ClicksReport:
         }
         chosen = clicks.table.take(positions).to_pylist()
         queries = [GalleryQuery(row["query"], row["item_row"], row["partition"]) for row in chosen]
-
-        def item(row: int) -> tuple[str, bytes | None]:
-            values = catalogue.items(np.array([row], np.int64), ["title", "image"]).to_pylist()[0]
-            return values["title"], values["image"]
-
-        write_gallery(path, queries, found, item)
+        write_gallery(path, queries, found, shown(catalogue))

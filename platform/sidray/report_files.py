@@ -1,16 +1,60 @@
-"""What every report of a run has: its table as text, and the pictures that its steps drew."""
+"""What the reports of a run share: when they are written, their files, the pictures that the steps drew."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from sidray import storage
+from sidray.data.catalogue import Catalogue
 from sidray.graph_base import Graph
+from sidray.recipe import Recipe
 from sidray.steps import Store
 
 TABLE = "table.txt"
 PICTURES = ("stage.png", "health.png", "saliency.png")
+
+
+@dataclass(frozen=True)
+class Report:
+    """`graphs`: the recipe (first) and its variants by label, each once for every seed."""
+
+    recipe: Recipe
+    graphs: Mapping[str, Sequence[Graph]]
+
+    @property
+    def firsts(self) -> dict[str, Graph]:
+        """Of the first seeds, by variant."""
+        return {label: graphs[0] for label, graphs in self.graphs.items()}
+
+    def save(self, store: Store, folder: str, results: tuple[str, Any], fill: Callable[[Path], str]) -> str:
+        """The table as text. `fill` writes a report's files and returns it, unless the folder has one of these results:
+        what its results.json says under a key."""
+        report, (key, found) = storage.join(folder, "report"), results
+        saved = storage.join(report, "results.json")
+        if storage.exists(saved) and storage.read_json(saved)[key] == found:
+            return storage.read_bytes(storage.join(report, TABLE)).decode()
+        with tempfile.TemporaryDirectory() as scratch:
+            table = fill(Path(scratch))
+            copy_pictures(Path(scratch), self.firsts, store)
+            (Path(scratch) / TABLE).write_text(table)
+            storage.upload(scratch, report)
+        return table
+
+
+def shown(catalogue: Catalogue) -> Callable[[int], tuple[str, bytes | None]]:
+    """Title and picture of an item row, as a gallery shows them."""
+
+    def item(row: int) -> tuple[str, bytes | None]:
+        values = catalogue.items(np.array([row], np.int64), ["title", "image"]).to_pylist()[0]
+        return values["title"], values["image"]
+
+    return item
 
 
 def copy_pictures(local: Path, graphs: Mapping[str, Graph], store: Store) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -26,8 +24,7 @@ from sidray.evaluation.randomisation import randomisation, seed_mean
 from sidray.evaluation.report import markdown_table
 from sidray.evaluation.run import RESULT
 from sidray.graph_base import Graph, Run, dump
-from sidray.recipe import Recipe
-from sidray.report_files import TABLE, copy_pictures
+from sidray.report_files import Report, shown
 from sidray.retrieval.exact import top_k
 from sidray.steps import Step, Store
 from sidray.training.plots import plot_saliencies
@@ -44,12 +41,8 @@ _SALIENCY = (
 )
 
 
-@dataclass(frozen=True)
-class PairsReport:
-    """`graphs`: the recipe (first) and its variants by label, each once for every seed."""
-
-    recipe: Recipe
-    graphs: Mapping[str, Sequence[Graph]]
+class PairsReport(Report):
+    """The tables of NoteLLM-2."""
 
     @property
     def _first(self) -> Graph:
@@ -100,23 +93,16 @@ class PairsReport:
     def write(self, store: Store, folder: str) -> str:
         """The report of a run folder, unless there is one of these results already; returns its first table as text."""
         results = self._results(store)
-        report = storage.join(folder, "report")
-        saved = storage.join(report, "results.json")
-        known = storage.read_json(saved)["rows"] if storage.exists(saved) else None
-        if known == {label: row._asdict() for label, row in results.items()}:
-            return storage.read_bytes(storage.join(report, TABLE)).decode()
-        layouts = self._layouts(results)
-        comparisons = self._comparisons(store, next(iter(layouts.values())).labels)
-        table = pair_table_text(results, layouts, comparisons)
-        with tempfile.TemporaryDirectory() as scratch:
-            local = Path(scratch)
+
+        def fill(local: Path) -> str:
+            layouts = self._layouts(results)
+            comparisons = self._comparisons(store, next(iter(layouts.values())).labels)
             write_pair_report(results, layouts, local, comparisons)
             self._gallery(local / "gallery.html", store)
-            copy_pictures(local, {label: graphs[0] for label, graphs in self.graphs.items()}, store)
             self._saliency(local, store)
-            (local / TABLE).write_text(table)
-            storage.upload(local, report)
-        return table
+            return pair_table_text(results, layouts, comparisons)
+
+        return self.save(store, folder, ("rows", {label: row._asdict() for label, row in results.items()}), fill)
 
     def _results(self, store: Store) -> dict[str, Row]:
         beside = store.output(self.baselines)
@@ -152,11 +138,7 @@ class PairsReport:
             _, near = top_k(vectors[places], vectors, min(settings.gallery_k + 1, len(pairs.rows)))
             others = [line[line != place][: settings.gallery_k] for line, place in zip(near, places, strict=True)]
             found[label] = [pairs.rows[line].tolist() for line in others]
-
-        def item(row: int) -> tuple[str, bytes | None]:
-            values = pairs.catalogue.items(np.array([row], np.int64), ["title", "image"]).to_pylist()[0]
-            return values["title"], values["image"]
-
+        item = shown(pairs.catalogue)
         queries = [
             GalleryQuery(item(note)[0], int(target))
             for (note,), target in zip(found["the note"], pairs.targets[chosen], strict=True)

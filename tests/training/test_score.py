@@ -1,10 +1,14 @@
-"""What picks a stage's best checkpoint."""
+"""Which rows a task is validated on, and what picks a stage's best checkpoint."""
 
 from __future__ import annotations
 
-import pytest
+from types import SimpleNamespace
 
-from sidray.training.validation import score_of
+import pytest
+import torch
+from torch import Tensor
+
+from sidray.training.validation import score_of, validate
 
 
 def test_tasks_count_by_their_weight_in_the_loss() -> None:
@@ -17,3 +21,29 @@ def test_token_accuracy_counts_where_no_task_is_contrastive() -> None:
     assert score_of(both, {"query2item": 1.0, "causal": 3.0}) == pytest.approx(0.3)
     assert score_of({"causal/token accuracy": 0.8}, {"causal": 3.0}) == pytest.approx(0.8)
     assert score_of({}, {"causal": 1.0}) == 0.0
+
+
+class Recorded:
+    """In the place of a stage's module: notes which rows each task is validated on."""
+
+    def __init__(self, *tasks: SimpleNamespace) -> None:
+        self.tasks, self.chunk, self.seen = tasks, 0, dict[str, list[list[int]]]()
+
+    def eval(self) -> None: ...
+
+    def train(self) -> None: ...
+
+    def run(self, batch: dict[str, Tensor], tasks: list[SimpleNamespace]) -> tuple[None, dict[str, Tensor]]:
+        for task in tasks:
+            self.seen.setdefault(task.name, []).append(batch["item_row"].tolist())
+        return None, {f"{task.name}/loss": torch.tensor(1.0) for task in tasks}
+
+
+def test_rows_that_belong_together_are_validated_together() -> None:
+    """Contrastive tasks compare all rows; of a pair the items stand in the first half and what they go with behind."""
+    kinds = {"contrastive": (True, "clicks"), "pairs": (False, "pairs"), "alone": (False, "clicks")}
+    module = Recorded(
+        *(SimpleNamespace(name=name, contrastive=each, rows=rows) for name, (each, rows) in kinds.items())
+    )
+    validate(module, {"item_row": torch.arange(6)}, batch_size=4)  # type: ignore[arg-type]
+    assert module.seen == {"contrastive": [[*range(6)]], "pairs": [[*range(6)]], "alone": [[0, 1, 2, 3], [4, 5]]}

@@ -1,6 +1,6 @@
 """From rows to token sequences: templates, truncation, EOS.
 
-    prompter = Prompter(tokenizer, settings);  prompter.item({"title": "Soup", "shop": "Noodle bar"}) -> [ids]
+    prompter = Prompter(tokenizer, text, prompts, fields);  prompter.queries([prompter.query_text("soup")])  # [ids]
 
 A sequence is built from segments: the text of an item or a query, the SID tokens, EOS. Tokenizers of causal LMs do not
 append EOS, so it is appended here; truncation cuts the fields from the end, never EOS, SIDs or the query's template.

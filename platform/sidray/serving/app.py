@@ -37,7 +37,7 @@ CONSTRUCTOR_ATTEMPTS = 3  # a replica that cannot load will not load at the twen
 
 def build_run(args: Values) -> Application:
     """`args`: RunSettings. UserError for an unknown key, and for a run that is none or is not finished."""
-    settings = build(RunSettings, args, "of the run's application")
+    settings = build(RunSettings, args, "the run's application")
     run = RunFolder.open(settings.run, settings.variant)
     for role in ("text-weights", run.trained_role, "table", "index"):
         run.manifest(role)
@@ -65,7 +65,7 @@ def build_run(args: Values) -> Application:
 
 def build_gateway(args: Values) -> Application:
     """`args`: ServiceSettings. UserError for an unknown key, shares that are none, and a bad file of keys."""
-    settings = build(ServiceSettings, args, "of the service")
+    settings = build(ServiceSettings, args, "the service")
     Keys.load(settings.gateway.keys, settings.gateway.requests_per_s)
     # The gateway refuses by itself, in JSON: Serve lets more through than it takes.
     # New replicas are up before old ones stop: every change of the shares replaces them.
