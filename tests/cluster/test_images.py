@@ -114,7 +114,7 @@ def test_nobody_is_root_and_kuberay_finds_its_tools(name: str) -> None:
 
 @every_image
 def test_what_the_image_copies_is_sent_to_the_builder(name: str) -> None:
-    ignored = (DOCKER / f"{name}.Dockerfile.dockerignore").read_text().splitlines()
+    ignored = (CLUSTER.parent / ".dockerignore").read_text().splitlines()
     assert ignored[1] == "*"
     sent = [line[1:] for line in ignored if line.startswith("!")]
     copied = [

@@ -142,13 +142,14 @@ class Gateway:
     """The routes of the service over a backend that answers at once, and the metrics of all replicas."""
 
     def __init__(self) -> None:
-        from sidray.serving.metrics import BatchMetrics, FreshnessMetrics, RecallMonitor
+        from sidray.metrics import histogram
+        from sidray.serving.metrics import BatchMetrics, FreshnessMetrics
 
-        batches, monitor, freshness = BatchMetrics(), RecallMonitor(), FreshnessMetrics()
+        batches, recalls, freshness = BatchMetrics(), histogram("sidray_search_recall"), FreshnessMetrics()
         batches.computed("queries", rows=3, seconds=0.02)
         batches.padded("queries", [2, 3, 4])
         for recall in (1.0, 1.0, 0.9, 0.8):
-            monitor.observe(recall)
+            recalls.observe(recall)
         freshness.looked()
         freshness.found(time.time_ns() - 400_000_000)
 

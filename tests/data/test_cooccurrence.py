@@ -133,7 +133,7 @@ def test_events_become_pairs_where_none_are_given(tmp_path: Path) -> None:
     summary = ingest(data, str(tmp_path / "out"))
     catalogue = Catalogue.open(str(tmp_path / "out"))
     assert summary["events"] == 6
-    assert catalogue.events()["item_row"].to_pylist() == [1, 2, 3, 2, 1, 4]
+    assert catalogue._table("events")["item_row"].to_pylist() == [1, 2, 3, 2, 1, 4]
     found = [(pair["item_row"], pair["related_row"], pair["score"]) for pair in catalogue.pairs().to_pylist()]
     assert found == [(2, 1, 1.0), (3, 1, 0.5)]  # u and v clicked two items each
 

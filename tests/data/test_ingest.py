@@ -37,7 +37,7 @@ def test_good_tables_arrive_whole(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert summary["items"] == summary["images"] == catalogue.n_items == 20
     assert summary["queries"] == 20
     assert summary["quarantined"] == summary["skipped"] == {}
-    assert catalogue.partitions == ["a", "b"]
+    assert catalogue.manifest["partitions"] == ["a", "b"]
     assert catalogue.text_fields == ["note"]
     assert not (tmp_path / "out" / "quarantine").exists()
     assert "20 items" in capsys.readouterr().out
@@ -96,7 +96,7 @@ def test_an_item_needs_no_picture_and_no_partition(tmp_path: Path) -> None:
     table = catalogue.items(None, ["image", "image_id", "partition"])
     assert set(table["image"].to_pylist()) == {None}
     assert set(table["image_id"].to_pylist()) == {-1}
-    assert catalogue.partitions == [""]
+    assert catalogue.manifest["partitions"] == [""]
 
 
 def test_equal_pictures_have_equal_numbers(tmp_path: Path) -> None:

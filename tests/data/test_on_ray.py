@@ -61,7 +61,7 @@ def test_pictograms(tmp_path: Path) -> None:
     assert summary["items"] == summary["images"] == 60
     assert summary["quarantined"] == {}
     assert {"train", "valid", "test"} <= set(summary["clicks"])
-    assert len(catalogue.partitions) > 5
+    assert len(catalogue.manifest["partitions"]) > 5
     sizes = [Image.open(io.BytesIO(data)).size for data in catalogue.items(None, ["image"])["image"].to_pylist()]
     assert {max(size) for size in sizes} == {48}
     assert not (tmp_path / "out" / "tables").exists()

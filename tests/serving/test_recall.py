@@ -153,7 +153,7 @@ def test_a_sample_of_searches_is_held_against_exact_ones(tmp_path: Path) -> None
     storage.write_bytes(storage.join(run.output("index"), "manifest.json"), few.model_dump_json().encode())
     recall = Recall(run, RecallSettings(check_every=2))
     seen: list[float] = []
-    recall._monitor.observe = seen.append  # type: ignore[method-assign]
+    recall._recall.observe = seen.append  # type: ignore[method-assign]
     shares = []
     for seed in range(8):
         vector = np.random.default_rng(seed).standard_normal(DIMENSION).astype(np.float32)

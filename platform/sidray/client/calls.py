@@ -17,7 +17,6 @@ from urllib.parse import quote
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from pydantic import BaseModel
 
 from sidray.client import rows
 from sidray.client.rows import Picture, encode, listed
@@ -36,7 +35,6 @@ from sidray.serving.item_schemas import (
 from sidray.serving.schemas import Index, ModelList, SearchResponse, SimilarResponse, Status
 
 T = TypeVar("T")
-M = TypeVar("M", bound=BaseModel)
 Vectors = NDArray[np.float32]
 Inputs = str | TextOrImage | Iterable[str | TextOrImage | Mapping[str, Any]]
 Items = Iterable[Item | Mapping[str, Any]]
@@ -74,7 +72,7 @@ def search(
         "exclude": listed(exclude) or None,
         **_scope(partition, k, with_fields, min_table_version),
     }
-    return _post("/v1/search", SearchResponse, encode(_given(body)))
+    return Call("POST", "/v1/search", SearchResponse.model_validate_json, encode(_given(body)))
 
 
 def similar(
@@ -92,7 +90,7 @@ def similar(
         "recency": None if recency == 1 else recency,
         **_scope(partition, k, with_fields, min_table_version),
     }
-    return _post("/v1/similar", SimilarResponse, encode(_given(body)))
+    return Call("POST", "/v1/similar", SimilarResponse.model_validate_json, encode(_given(body)))
 
 
 def embed(inputs: Inputs, model: str, dimensions: int | None) -> Iterator[Call[Vectors]]:
@@ -113,7 +111,7 @@ def put_items(items: Items) -> Iterator[Call[ItemsResponse]]:
     """An item_id that comes again begins a new request, so that its last content stays."""
     given = [items] if isinstance(items, Item | Mapping) else items
     for body, _ in rows.bodies("items", map(rows.item_row, given), MAX_ITEMS, {}, key="item_id"):
-        yield Call("PUT", "/v1/items", partial(_parsed, ItemsResponse), body)
+        yield Call("PUT", "/v1/items", ItemsResponse.model_validate_json, body)
 
 
 def merged_items(answers: list[ItemsResponse]) -> ItemsResponse:
@@ -127,7 +125,7 @@ def merged_items(answers: list[ItemsResponse]) -> ItemsResponse:
 def events(given: Events) -> Iterator[Call[EventsResponse]]:
     given = [given] if isinstance(given, Event | Mapping) else given
     for body, _ in rows.bodies("events", map(rows.event_row, given), MAX_EVENTS, {}):
-        yield _post("/v1/events", EventsResponse, body)
+        yield Call("POST", "/v1/events", EventsResponse.model_validate_json, body)
 
 
 def merged_events(answers: list[EventsResponse]) -> EventsResponse:
@@ -135,7 +133,7 @@ def merged_events(answers: list[EventsResponse]) -> EventsResponse:
 
 
 def item(item_id: str) -> Call[StoredItem]:
-    return Call("GET", _item_path(item_id), partial(_parsed, StoredItem))
+    return Call("GET", _item_path(item_id), StoredItem.model_validate_json)
 
 
 def item_image(item_id: str) -> Call[bytes]:
@@ -143,11 +141,11 @@ def item_image(item_id: str) -> Call[bytes]:
 
 
 def delete_item(item_id: str) -> Call[Deleted]:
-    return Call("DELETE", _item_path(item_id), partial(_parsed, Deleted))
+    return Call("DELETE", _item_path(item_id), Deleted.model_validate_json)
 
 
 def models() -> Call[ModelList]:
-    return Call("GET", "/v1/models", partial(_parsed, ModelList))
+    return Call("GET", "/v1/models", ModelList.model_validate_json)
 
 
 def served_model() -> Call[str]:
@@ -156,12 +154,12 @@ def served_model() -> Call[str]:
 
 
 def index() -> Call[Index]:
-    return Call("GET", "/v1/index", partial(_parsed, Index))
+    return Call("GET", "/v1/index", Index.model_validate_json)
 
 
 def probe(path: str) -> Call[Status]:
     """/healthz or /readyz."""
-    return Call("GET", path, partial(_parsed, Status))
+    return Call("GET", path, Status.model_validate_json)
 
 
 def _item_path(item_id: str) -> str:
@@ -188,14 +186,6 @@ def _scope(
 def _given(body: dict[str, Any]) -> dict[str, Any]:
     """What is left out is left to the service's defaults."""
     return {name: value for name, value in body.items() if value is not None}
-
-
-def _post(path: str, model: type[M], body: bytes) -> Call[M]:
-    return Call("POST", path, partial(_parsed, model), body)
-
-
-def _parsed(model: type[M], body: bytes) -> M:
-    return model.model_validate_json(body)
 
 
 def _first_id(body: bytes) -> str:

@@ -63,11 +63,6 @@ class Catalogue:
         """The kept text columns beside title, in the order of the prompt."""
         return list(self.manifest["text_fields"])
 
-    @property
-    def partitions(self) -> list[str]:
-        """The distinct partitions of the items, sorted."""
-        return list(self.manifest["partitions"])
-
     def has(self, table: str) -> bool:
         """Whether the catalogue has this table: items, clicks, pairs or events."""
         return table in self.manifest["tables"]
@@ -89,10 +84,6 @@ class Catalogue:
         """item_row, related_row, split, score, and pair_row (its own position); all, or of one split. Split 'mixed':
         the two items are in different splits, use it nowhere."""
         return self._pairs if split is None else _of_split(self._pairs, split)
-
-    def events(self) -> pa.Table:
-        """user_id, item_row, action, ts, in the order of the source."""
-        return self._table("events")
 
     @cached_property
     def train_items(self) -> Rows:

@@ -107,15 +107,15 @@ def popular_partitions(partitions: npt.NDArray[np.str_]) -> list[str]:
     return [str(name) for name in names[order][:enough]]
 
 
-def interval(values: Values, queries: npt.NDArray[np.integer], level: float = 0.95) -> tuple[float, float]:
-    """Confidence interval of the mean over clicks, whose clicks of one query are not independent: the normal interval
+def interval(values: Values, queries: npt.NDArray[np.integer]) -> tuple[float, float]:
+    """95 % confidence interval of the mean over clicks, whose clicks of one query are not independent: the normal one,
     with the variance of a ratio of sums over queries. It is what a bootstrap over queries converges to."""
     _, index = np.unique(queries, return_inverse=True)
     mean, n = float(values.mean()), len(values)
     residuals = np.bincount(index, weights=values - mean)  # [distinct queries]
     m = len(residuals)
     error = float(np.sqrt(np.sum(residuals**2) * m / max(1, m - 1)) / n)
-    reach = float(stats.norm.ppf((1 + level) / 2)) * error
+    reach = float(stats.norm.ppf(0.975)) * error
     return max(0.0, mean - reach), min(1.0, mean + reach)
 
 

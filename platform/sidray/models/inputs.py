@@ -6,7 +6,7 @@ A text segment is the ids of an item's or a query's text and EOS, and above a cu
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
@@ -122,9 +122,7 @@ class CachedTexts:
 
 def item_texts(table: pa.Table, prompter: Prompter) -> list[str]:
     """The rendered prompts of item rows (title and the prompter's fields)."""
-    columns = {name: table[name].to_pylist() for name in table.column_names}
-    names = list(columns)
-    return [prompter.item_text(dict(zip(names, values, strict=True))) for values in zip(*columns.values(), strict=True)]
+    return [prompter.item_text(row) for row in table.to_pylist()]
 
 
 def text_group(segments: Sequence[Segment]) -> Tensor:
@@ -222,6 +220,3 @@ def pixels(images: Sequence[bytes | None], size: int) -> tuple[Tensor, Tensor]:
         if data is not None:
             out[row] = decode_rgb(data, size)
     return torch.from_numpy(out), torch.tensor([data is not None for data in images])
-
-
-Fetch = Callable[[Rows], dict[str, Tensor]]

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from sidray.models.connector import Connector
-from sidray.models.image import Vision, load_image_encoder
+from sidray.models.image import Vision
 from sidray.models.settings import ModelSettings
-from sidray.models.text import TextEncoder, load_lm, pool_mean
-from sidray.models.towers import ImageInput, TextInput, len_tokenizer
+from sidray.models.text import TextEncoder, pool_mean
+from sidray.models.towers import ImageInput, TextInput, len_tokenizer, load_encoders
 from sidray.models.trained import TrainedModel
 
 VISUAL = -1  # the id at places of visual embeddings
@@ -250,16 +250,7 @@ def build_mlrm(text_folder: Path, image_folder: Path | None, settings: ModelSett
 
     `with_frozen`: include the layers below the cut and a frozen vision encoder, so that ids and pixels can be read."""
     assert settings.note is not None
-    lm = load_lm(text_folder)
-    torch.manual_seed(settings.seed)
-    text = TextEncoder(lm, settings.text.frozen_layers, int(settings.note.micl), with_frozen)
-    image: nn.Module | None = None
-    vision = Vision(0, False)
-    if image_folder is not None and settings.note.looks:
-        vision = Vision.of(image_folder)
-        if with_frozen or not settings.image.frozen:
-            image = load_image_encoder(image_folder)
-            if settings.image.frozen:
-                image.requires_grad_(False).eval()
-    torch.manual_seed(settings.seed)
+    looks_at = image_folder if settings.note.looks else None
+    text, image = load_encoders(text_folder, looks_at, settings, int(settings.note.micl), with_frozen)
+    vision = Vision(0, False) if looks_at is None else Vision.of(looks_at)
     return Mlrm(text, image, vision, settings, base=len_tokenizer(text_folder))

@@ -171,8 +171,8 @@ def pool_mean(hidden: Tensor, mask: Tensor) -> Tensor:
     return (hidden * weights).sum(1) / weights.sum(1).clamp(min=1)
 
 
-def load_lm(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
+def load_lm(folder: Path) -> Any:
     """The causal LM from a local folder of safetensors."""
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(str(folder), dtype=dtype, use_safetensors=True)
+    return AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32, use_safetensors=True)

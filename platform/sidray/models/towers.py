@@ -180,17 +180,27 @@ def build_towers(
     """Towers on the folders of the weights steps. Same seed, same projections and SID embeddings.
 
     `with_frozen`: include the parts below the cut and a frozen trunk, so that raw ids and pixels can be encoded."""
+    text, image = load_encoders(text_folder, image_folder, settings, sid_count, with_frozen)
+    if image is None and image_folder is not None:
+        image = _Width(image_folder)
+    return Towers(text, image, settings, base=len_tokenizer(text_folder))
+
+
+def load_encoders(
+    text_folder: Path, image_folder: Path | None, settings: ModelSettings, new_tokens: int, with_frozen: bool
+) -> tuple[TextEncoder, nn.Module | None]:
+    """The encoders of a model; no image encoder where it is frozen and its outputs are cached. The same parts are drawn
+    at random after it, whatever was loaded."""
     lm = load_lm(text_folder)
     torch.manual_seed(settings.seed)
-    text = TextEncoder(lm, settings.text.frozen_layers, sid_count, with_frozen)
-    needs_trunk = with_frozen or not settings.image.frozen
+    text = TextEncoder(lm, settings.text.frozen_layers, new_tokens, with_frozen)
     image: nn.Module | None = None
-    if image_folder is not None:
-        image = load_image_encoder(image_folder) if needs_trunk else _Width(image_folder)
+    if image_folder is not None and (with_frozen or not settings.image.frozen):
+        image = load_image_encoder(image_folder)
         if settings.image.frozen:
             image.requires_grad_(False).eval()
     torch.manual_seed(settings.seed)
-    return Towers(text, image, settings, base=len_tokenizer(text_folder))
+    return text, image
 
 
 class _Width(nn.Module):

@@ -63,13 +63,8 @@ def is_cached(name: str, model: TrainedModel) -> bool:
 
 def trained_state(model: TrainedModel) -> dict[str, Tensor]:
     """The weights that stages set, each once (tied weights share one name)."""
-    state: dict[str, Tensor] = {}
-    seen: set[int] = set()
-    for name, value in model.named_parameters():  # yields tied parameters once
-        if not is_cached(name, model) and id(value) not in seen:
-            seen.add(id(value))
-            state[name] = value.detach().cpu().contiguous()
-    return state
+    named = model.named_parameters()  # yields tied parameters once
+    return {name: value.detach().cpu().contiguous() for name, value in named if not is_cached(name, model)}
 
 
 def save_trained(state: Mapping[str, Tensor], path: Path) -> None:

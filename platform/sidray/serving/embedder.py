@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -58,18 +59,18 @@ class Embedder:
         self._padding = settings.padding
         self._metrics = BatchMetrics()
 
-        def lane(name: str, compute: Callable[[str, list[T]], Sequence[R]], budget: int) -> Batcher[T, R]:
+        def lane(name: str, compute: Callable[[list[T]], Sequence[R]], budget: int) -> Batcher[T, R]:
             def timed(rows: list[T]) -> Sequence[R]:
                 started = time.monotonic()
                 try:
-                    return compute(name, rows)
+                    return compute(rows)
                 finally:
                     self._metrics.computed(name, len(rows), time.monotonic() - started)
 
             return Batcher(timed, executor, budget, settings.batch_wait_ms / 1000)
 
-        self._texts = lane("queries", self._read, settings.batch_tokens)
-        self._bulk = lane("bulk", self._read, max(1, settings.batch_tokens // 4))
+        self._texts = lane("queries", partial(self._read, "queries"), settings.batch_tokens)
+        self._bulk = lane("bulk", partial(self._read, "bulk"), max(1, settings.batch_tokens // 4))
         self._pictures = lane("pictures", self._look, settings.batch_pictures)
         self._items = lane("items", self._encode, settings.batch_items)
         self._lanes: list[Batcher[Any, Any]] = [self._texts, self._bulk, self._pictures, self._items]
@@ -156,12 +157,12 @@ class Embedder:
             self._metrics.padded(lane, [lengths[row] for row in rows])
         return vectors
 
-    def _look(self, lane: str, images: list[bytes]) -> list[_Computed | Refusal]:
+    def _look(self, images: list[bytes]) -> list[_Computed | Refusal]:
         started = time.monotonic()
         vectors = self._model.pictures(images)
         return [_Computed(vector, 0, started, 0.0, time.monotonic() - started) for vector in vectors]
 
-    def _encode(self, lane: str, items: list[NewItem]) -> list[tuple[Vector, list[int]]]:
+    def _encode(self, items: list[NewItem]) -> list[tuple[Vector, list[int]]]:
         encoded = self._model.items([{**item.fields, "title": item.title, "image": item.image} for item in items])
         return list(zip(encoded.vectors, encoded.sids, strict=True))
 

@@ -43,16 +43,6 @@ class BatchMetrics:
         self._padded.inc(max(lengths) * len(lengths), {"lane": lane})
 
 
-class RecallMonitor:
-    """Of one recall replica: which share of the exact answer its searches find."""
-
-    def __init__(self) -> None:
-        self._recall = histogram("sidray_search_recall")
-
-    def observe(self, recall: float) -> None:
-        self._recall.observe(recall)
-
-
 class FreshnessMetrics:
     """Of one recall replica: how soon it knows what was written."""
 

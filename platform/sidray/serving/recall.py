@@ -13,11 +13,11 @@ from typing import Any, TypeVar
 
 from sidray.errors import nearest
 from sidray.finished import RunFolder
+from sidray.metrics import histogram
 from sidray.retrieval.collection import Collection
 from sidray.retrieval.shards import WHOLE, Shard
 from sidray.serving.follower import Follower
 from sidray.serving.messages import Found, RecallQuery, Refusal, SimilarFound, SimilarQuery, Vector
-from sidray.serving.metrics import RecallMonitor
 from sidray.serving.schemas import Index
 from sidray.serving.settings import RecallSettings
 from sidray.serving.view import HIT, View
@@ -38,7 +38,7 @@ class Recall:
         self._checks = ThreadPoolExecutor(1, "check")
         self._check_every = settings.check_every
         self._searches = 0
-        self._monitor = RecallMonitor()
+        self._recall = histogram("sidray_search_recall")
 
     async def search(self, query: RecallQuery) -> Found | Refusal:
         """Refuses an unknown partition or field, another dimension, another model's vector, and a table version that
@@ -106,7 +106,7 @@ class Recall:
         exact = view.search(query.vector, query.k, query.partitions, query.exclude, exact=True)
         wanted = {item["item_id"] for item in exact}
         if wanted:
-            self._monitor.observe(len(wanted & {hit["item_id"] for hit in found.hits}) / len(wanted))
+            self._recall.observe(len(wanted & {hit["item_id"] for hit in found.hits}) / len(wanted))
 
     async def _run(self, work: Callable[..., T], *args: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._searchers, work, *args)

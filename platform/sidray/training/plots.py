@@ -42,13 +42,9 @@ def plot_stage(name: str, history: History, validation: History) -> bytes:
     return _png(figure)
 
 
-def plot_saliency(name: str, layers: Sequence[int], values: Scores) -> bytes:
-    """Relative sizes of S_v, S_t and S_o by layer, as in figure 3 of NoteLLM-2. A PNG."""
-    return plot_saliencies({name: (layers, values)})
-
-
 def plot_saliencies(models: Mapping[str, tuple[Sequence[int], Scores]]) -> bytes:
-    """The same of several models side by side, as in figure 4: name -> layers and relative scores."""
+    """Relative sizes of S_v, S_t and S_o by layer, of one model (figure 3 of NoteLLM-2) or of several side by side (4):
+    name -> layers and relative scores. A PNG."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 

@@ -32,7 +32,7 @@ from sidray.models.towers import Batch
 from sidray.models.trained import load_trained
 from sidray.steps import Summary, Work
 from sidray.training.module import StageModule, columns_of
-from sidray.training.plots import plot_saliency
+from sidray.training.plots import plot_saliencies
 from sidray.training.settings import StageSettings
 from sidray.training.worker import TOWERS
 
@@ -193,7 +193,7 @@ def trained_saliency(recipe: Recipe, stage: StageSettings, work: Work) -> Summar
     relative, notes = found.relative(), 2 * batches.size
     result = {"layers": layers, **found.means(), "relative": relative, "notes": notes}
     storage.write_json(work.path(RESULT), result)
-    storage.write_bytes(work.path("saliency.png"), plot_saliency(f"{stage.name}: saliency", layers, relative))
+    storage.write_bytes(work.path("saliency.png"), plot_saliencies({f"{stage.name}: saliency": (layers, relative)}))
     return {"notes": notes, **_ends(layers, relative)}
 
 
