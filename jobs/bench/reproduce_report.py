@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
-from reproduce_spec import Row, Spec, System, Table
+from reproduce_spec import Spec, System, Table
 
 from sidray.evaluation.report import escaped, markdown_table
 
@@ -78,7 +78,7 @@ def _table(table: Table, system: System, data: str, found: Found) -> list[str]:
         if size is None:
             out.append(f"**{escaped(heading)}**: {data} has no such part.")
             continue
-        lines = [_line(name, row, found["rows"][name], part.name, place, system) for name, row in table.rows.items()]
+        lines = [_line(name, table, found["rows"][name], part.name, place, system) for name in table.rows]
         columns = ["row", "seeds", *(cell for title in system.metrics for cell in _headings(title, table))]
         out += [f"**{escaped(heading)}** ({size:,} of the test split)", markdown_table(columns, lines)]
     out.append("\n".join(f"- {_sentence(claim)}" for claim in found["claims"]))
@@ -97,13 +97,13 @@ def _has_paper(table: Table) -> bool:
     return any(row.paper for row in table.rows.values())
 
 
-def _line(name: str, row: Row, found: Found, part: str, place: int, system: System) -> list[str]:
-    paper = row.paper[place] if row.paper else [None] * len(system.metrics)
+def _line(name: str, table: Table, found: Found, part: str, place: int, system: System) -> list[str]:
+    paper = table.rows[name].paper[place] if table.rows[name].paper else [None] * len(system.metrics)
     theirs = ["-" if value is None else f"{value:.2f}" for value in paper]
     reason = found.get("not_run")
     ours = ["-"] * len(theirs) if reason else [_spread(found["values"][part][title]) for title in system.metrics]
     seeds = f"not run: {reason}" if reason else str(found["seeds"])
-    cells = [cell for pair in zip(ours, theirs, strict=True) for cell in pair] if row.paper else ours
+    cells = [cell for pair in zip(ours, theirs, strict=True) for cell in pair] if _has_paper(table) else ours
     return [name, seeds, *cells]
 
 

@@ -86,6 +86,16 @@ def test_the_tables_stand_beside_the_papers(spec: Spec) -> None:
     assert report_text(spec, found) == text
 
 
+def test_a_row_of_ours_alone_has_no_number_of_the_papers(spec: Spec) -> None:
+    table = spec.tables["smgr-1"]
+    rows = table.rows | {"TIGER": table.rows["TIGER"].model_copy(update={"paper": []})}
+    mixed = spec.model_copy(update={"tables": {"smgr-1": table.model_copy(update={"rows": rows})}})
+    text = report_text(mixed, results(mixed, {"smgr": [0.6], "tiger": [0.5]}))
+    assert "| TIGER | 1 | 50.00 | - | 50.00 | - |" in text
+    controls = spec.tables["smgr-controls"].rows.values()
+    assert not any(row.paper for row in controls)  # the paper has no row over all clicks
+
+
 def test_a_verdict_flips_with_the_numbers(spec: Spec) -> None:
     for better, said in (("smgr", "holds."), ("mtiger", "does not hold: it is the other way round.")):
         worse = "mtiger" if better == "smgr" else "smgr"
