@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from sidray.cluster import free_port
@@ -22,6 +23,8 @@ os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
 S3_URL = f"http://127.0.0.1:{free_port()}"  # known before Ray starts, whose workers use it, too
 os.environ.update(object_store.environment(S3_URL))
 
+hypothesis.settings.register_profile("shared", deadline=None)  # other work shares the machine
+hypothesis.settings.load_profile("shared")
 logging.raiseExceptions = False  # Ray's loggers keep the stderr of the test that ran first, which pytest has closed
 
 SHARED_DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data"

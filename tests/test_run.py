@@ -218,7 +218,7 @@ def test_the_item_codebook_is_the_smallest_sufficient_one(run: RunFolder) -> Non
     assert "valid_recall@10_by_entries" not in health["text"]
     catalogue = Catalogue.open(run.output("catalogue"))
     sids = storage.join(run.output("sids"), "sids.lance")
-    kept = Vectors(run.output("pretrained"), "vector", sids, "quantised")
+    kept = Vectors(run.output("pretrained"), "vector", sids)
     by_click = recall(*vector_ranks(Clicks.of(catalogue, "valid"), kept), 10)
     assert by_click.mean() == pytest.approx(recalls[chosen], abs=2e-3)
     partitions = np.array(catalogue.items(None, ["partition"])["partition"].to_pylist())

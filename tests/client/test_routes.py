@@ -99,7 +99,7 @@ def test_what_is_served(client: Any) -> None:
     client.wait_until_ready(1)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.text(min_size=1, max_size=512))
 @example("..")
 @example(".")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pyarrow as pa
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sidray.embedding.kept import Kept
@@ -17,7 +17,6 @@ def table(items: list[tuple[str, str | None]]) -> pa.Table:
     return pa.table({"item_id": pa.array(names, pa.string()), "content_hash": pa.array(hashes, pa.string())})
 
 
-@settings(deadline=None)
 @given(ITEMS, st.lists(st.tuples(NAMES, NAMES), max_size=20), st.integers(0, 20))
 def test_an_item_is_found_with_its_content_alone(
     items: list[tuple[str, str | None]], wanted: list[tuple[str, str]], cut: int

@@ -62,7 +62,6 @@ def same(ranks: Ranks, expected: np.ndarray) -> None:
     np.testing.assert_array_equal(ranks.equal, expected[1])
 
 
-@settings(deadline=None)
 @given(seed=st.integers(0, 10**6))
 def test_popularity(seed: int) -> None:
     clicks, partitions = world(seed)
@@ -72,7 +71,6 @@ def test_popularity(seed: int) -> None:
     same(ranks, loop(clicks, partitions, lambda _, row: counts[row]))
 
 
-@settings(deadline=None)
 @given(seed=st.integers(0, 10**6))
 def test_oracle(seed: int) -> None:
     clicks, partitions = world(seed)
@@ -94,7 +92,7 @@ def lucene(query: list[str], document: list[str], corpus: list[list[str]]) -> fl
     return score
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(seed=st.integers(0, 10**6))
 def test_bm25(seed: int) -> None:
     clicks, partitions = world(seed)
@@ -114,7 +112,6 @@ def test_bm25_blocks_do_not_change_the_ranks(monkeypatch: pytest.MonkeyPatch) ->
     same(bm25(Pool.of(clicks, partitions), texts), np.stack(whole))
 
 
-@settings(deadline=None)
 @given(seed=st.integers(0, 10**6))
 def test_vectors(seed: int) -> None:
     clicks, partitions = world(seed)

@@ -7,14 +7,13 @@ import itertools
 import numpy as np
 import pytest
 import pytrec_eval
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sidray.evaluation.metrics import NDCG_AT, RECALL_AT, Ranks, ndcg, per_click, recall
 from sidray.retrieval.exact import UNREACHABLE
 
 
-@settings(deadline=None)
 @given(seed=st.integers(0, 10**6), items=st.integers(1, 60), clicks=st.integers(1, 8))
 def test_without_ties_they_are_trec_eval(seed: int, items: int, clicks: int) -> None:
     rng = np.random.default_rng(seed)

@@ -29,7 +29,6 @@ from tests.evaluation.test_baselines import WORDS, lucene
 from tests.evaluation.test_pairs import catalogue_of, cosine, loop, pair_table, same, world
 
 
-@settings(deadline=None)
 @given(seed=st.integers(0, 10**6))
 def test_popularity(seed: int) -> None:
     pairs = world(seed)
@@ -37,7 +36,7 @@ def test_popularity(seed: int) -> None:
     same(popularity(pairs), loop(pairs, lambda _, row, pool: counts[row]))
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(seed=st.integers(0, 10**6))
 def test_bm25(seed: int) -> None:
     """Words repeat inside a note, and some notes have none."""
@@ -60,7 +59,6 @@ def with_train(seed: int) -> Pairs:
     return Pairs.of(catalogue_of(pa.table({"title": ["x"] * pairs.catalogue.n_items}), table), "test")
 
 
-@settings(deadline=None)
 @given(seed=st.integers(0, 10**6), parts=st.integers(1, 3))
 def test_zero_shot_is_the_mean_of_centred_cosines(seed: int, parts: int) -> None:
     pairs, rng = with_train(seed), np.random.default_rng(seed)

@@ -24,7 +24,7 @@ def enumerated(first: np.ndarray, second: np.ndarray, queries: np.ndarray) -> fl
     return float(np.mean([value >= abs(sum(sums)) - 1e-9 for value in flipped]))
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 10**6), notes=st.integers(2, 9))
 def test_p_is_that_of_all_sign_flips(seed: int, notes: int) -> None:
     """Thirds, as of three seeds, tie only up to rounding."""

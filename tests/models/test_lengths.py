@@ -14,7 +14,7 @@ from sidray.models.towers import ImageInput, TextInput
 from tests.models.tiny import random_batch, tiny_towers
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(lengths=st.lists(st.integers(1, 40), max_size=40), padding=st.floats(0, 2))
 def test_groups_of_similar_length_hold_the_padding(lengths: list[int], padding: float) -> None:
     groups = of_similar_length(lengths, padding)

@@ -37,7 +37,7 @@ def codes(index: PartitionedIndex) -> np.ndarray:
     return np.repeat(np.arange(len(index.partitions)), np.diff(index.manifest.offsets))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     sizes=st.tuples(st.integers(0, 10**6), st.integers(0, 80), st.integers(0, 12), st.integers(0, 30)),
     k=st.integers(1, 90) | st.just(1001),

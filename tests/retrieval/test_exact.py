@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sidray.retrieval import exact
@@ -42,7 +42,6 @@ def reference_ranks(inputs: tuple[np.ndarray, ...], tolerance: float) -> np.ndar
     return np.array(result, np.int64).reshape(-1, 2).T
 
 
-@settings(deadline=None)
 @given(seed=st.integers(0, 10**6), items=st.integers(1, 40), queries=st.integers(0, 12), distinct=st.integers(1, 20))
 def test_tie_ranks_equal_a_double_loop(seed: int, items: int, queries: int, distinct: int) -> None:
     inputs = case(seed, items, queries, distinct)
@@ -69,7 +68,6 @@ def test_constant_scores_are_one_big_tie() -> None:
     assert equal.tolist() == [49, 49, 49]
 
 
-@settings(deadline=None)
 @given(seed=st.integers(0, 10**6), items=st.integers(1, 30), queries=st.integers(0, 8), k=st.integers(1, 12))
 def test_top_k_equals_a_sort(seed: int, items: int, queries: int, k: int) -> None:
     query_vecs, item_vecs, item_codes, query_codes, _ = case(seed, items, queries, 10)

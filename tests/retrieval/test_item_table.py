@@ -39,7 +39,7 @@ operations = st.lists(
 )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(operations=operations, compact_at=st.integers(0, 5))
 def test_any_history_equals_a_dictionary(
     tmp_path_factory: pytest.TempPathFactory, operations: list[tuple[bool, list[str], str]], compact_at: int

@@ -21,7 +21,7 @@ def run(work: Coroutine[Any, Any, T]) -> T:
     return asyncio.run(work)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(costs=st.lists(st.integers(1, 12), min_size=1, max_size=30), budget=st.integers(1, 20))
 def test_batches_hold_the_budget_and_keep_the_order(costs: list[int], budget: int) -> None:
     batches: list[list[int]] = []

@@ -99,14 +99,14 @@ async def send(method: str, path: str, content: bytes | None = None) -> httpx.Re
         return await client.request(method, path, content=content, headers={"Content-Type": "application/json"})
 
 
-@settings(max_examples=CASES, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=CASES, suppress_health_check=list(HealthCheck))
 @given(bodies())
 def test_hostile_bodies(request: tuple[str, str, Any]) -> None:
     method, path, body = request
     answered(asyncio.run(send(method, path, json.dumps(body).encode())))
 
 
-@settings(max_examples=CASES, deadline=None)
+@settings(max_examples=CASES)
 @given(st.sampled_from(sorted(GOOD)), st.binary(max_size=200), st.integers(0, 60))
 def test_bytes_that_are_no_json(route: tuple[str, str], noise: bytes, at: int) -> None:
     """Noise inside a right body, and deep nesting."""
@@ -114,7 +114,7 @@ def test_bytes_that_are_no_json(route: tuple[str, str], noise: bytes, at: int) -
     answered(asyncio.run(send(*route, right[:at] + noise + right[at:])))
 
 
-@settings(max_examples=CASES, deadline=None)
+@settings(max_examples=CASES)
 @given(st.text(min_size=1, max_size=30) | st.binary(max_size=30), st.sampled_from(["GET", "DELETE"]), st.booleans())
 def test_any_path(item_id: str | bytes, method: str, image: bool) -> None:
     text = quote(item_id if isinstance(item_id, bytes) else item_id.encode("utf-8", "surrogatepass"), safe="")
@@ -130,6 +130,6 @@ schema = schemathesis.openapi.from_asgi("/openapi.json", api_of(FakeBackend(), 8
 
 
 @schema.parametrize()
-@settings(max_examples=max(5, CASES // 20), deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=max(5, CASES // 20), suppress_health_check=list(HealthCheck))
 def test_what_the_schema_allows_is_answered(case: schemathesis.Case) -> None:
     case.call_and_validate(checks=[not_a_server_error])

@@ -50,7 +50,7 @@ def expected(
     return [(f"i{n:03d}", scores[n]) for n in sorted(rows, key=lambda n: -scores[n])[:k]]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     seed=st.integers(0, 1000),
     k=st.sampled_from([1, 3, 1000]),
@@ -72,7 +72,7 @@ def test_equal_to_brute_force(
         assert (hit["title"], hit["partition"], hit["fields"]) == (f"title {number}", PARTITIONS[number % 3], {})
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     history=st.lists(st.integers(0, COUNT + 3), min_size=1, max_size=6, unique=True),
     k=st.sampled_from([1, 5, 1000]),

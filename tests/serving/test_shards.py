@@ -74,7 +74,7 @@ step = st.one_of(
 )
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(steps=st.lists(step, max_size=6), seed=st.integers(0, 1000))
 def test_any_history(tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, list[str]]], seed: int) -> None:
     run = tiny_run(tmp_path_factory.mktemp("run"), COUNT)

@@ -80,7 +80,7 @@ step = st.one_of(
 )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(steps=st.lists(step, max_size=9), seed=st.integers(0, 1000))
 def test_any_history(tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, list[str]]], seed: int) -> None:
     collection = Collection.of(tiny_run(tmp_path_factory.mktemp("run"), COUNT))

@@ -34,7 +34,7 @@ def integers(shape: Any) -> Any:
 
 
 @given(st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_nearest_is_brute_force_and_takes_the_lowest_of_equals(data: Any) -> None:
     width = data.draw(st.integers(1, 5))
     rows = data.draw(integers((data.draw(st.integers(1, 6)), width)))  # integers: ties are many and exact

@@ -40,7 +40,7 @@ def lattice(request: pytest.FixtureRequest) -> SemanticTokenizer:
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 40), st.booleans())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_row_has_the_same_codes_alone_and_in_any_batch(
     lattice: SemanticTokenizer, seed: int, count: int, integers: bool
 ) -> None:

@@ -56,7 +56,7 @@ def vocabularies_and_codes(draw: Any) -> tuple[SidVocabulary, dict[str, np.ndarr
 
 
 @given(vocabularies_and_codes())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_every_token_says_its_modality_level_and_code(
     case: tuple[SidVocabulary, dict[str, np.ndarray], np.ndarray],
 ) -> None:

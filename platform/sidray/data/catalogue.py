@@ -76,6 +76,13 @@ class Catalogue:
             raise IndexError(f"item rows {rows.min()}..{rows.max()} of a catalogue of {self.n_items}")
         return self._items.take(rows, columns=list(columns))
 
+    def texts(self, rows: Rows) -> list[str]:
+        """Title and text fields of these items, joined."""
+        columns = ["title", *self.text_fields]
+        items = self.items(rows, columns)
+        joined = pc.binary_join_element_wise(*(pc.fill_null(items[column], "") for column in columns), " ")
+        return [str(text) for text in joined.to_pylist()]
+
     def clicks(self, split: str | None = None) -> pa.Table:
         """query, query_id, item_row, partition, split, ..., and click_row (its own position); all, or of one split."""
         return self._clicks if split is None else _of_split(self._clicks, split)

@@ -49,12 +49,9 @@ class Clicks:
     def baseline_ranks(self) -> dict[str, Ranks]:
         """popularity, BM25 on the same text that the item prompt shows, and the oracle."""
         catalogue = self.catalogue
-        columns = ["title", *catalogue.text_fields]
-        items = catalogue.items(self.rows, columns).to_pylist()
-        texts = [" ".join(item[column] or "" for column in columns) for item in items]
         return {
             "popularity": baselines.popularity(self.pool, _placed(catalogue.clicks("train"), self.rows)["item_row"]),
-            "BM25": baselines.bm25(self.pool, texts),
+            "BM25": baselines.bm25(self.pool, catalogue.texts(self.rows)),
             "oracle": baselines.oracle(self.pool, _placed(catalogue.clicks(), self.rows)),
         }
 
@@ -68,12 +65,11 @@ class Clicks:
 
 @dataclass(frozen=True)
 class Vectors:
-    """Where query and item vectors lie: an embed step's folder, or item vectors of another dataset and column."""
+    """Where query and item vectors lie: an embed step's folder, or the items' reconstructions from their `sids`."""
 
     embed: str
     kind: Representation = "vector"
-    items: str | None = None  # dataset URI in place of the embed step's items.lance
-    column: str | None = None
+    sids: str | None = None  # dataset URI
 
     def load(self, clicks: Clicks) -> tuple[Vecs, Vecs]:
         """Query vectors of the clicks [n, d] and vectors of the candidates [C, d]. Pictures and texts are found by h_q,
@@ -81,8 +77,8 @@ class Vectors:
         query_column = "vector" if self.kind == "vector" else "text"
         asked, back = np.unique(clicks.query_ids, return_inverse=True)  # those of the split alone
         queries = read_vectors(storage.join(self.embed, "queries.lance"), query_column, asked)
-        dataset = self.items or storage.join(self.embed, "items.lance")
-        return queries[back], read_vectors(dataset, self.column or self.kind, clicks.rows)
+        items, column = (self.sids, "quantised") if self.sids else (storage.join(self.embed, "items.lance"), self.kind)
+        return queries[back], read_vectors(items, column, clicks.rows)
 
 
 def vector_ranks(clicks: Clicks, vectors: Vectors) -> Ranks:

@@ -30,7 +30,7 @@ def bm25(pairs: Pairs) -> PairRanks:
     lengths are the statistics. Sees no picture."""
 
     def scorer(rows: Rows) -> Scorer:
-        texts = pairs.texts(rows)
+        texts = pairs.catalogue.texts(rows)
         matrix, words = bm25_matrix([tokens(text) for text in texts])  # [P, words]
         counts = count_words(texts, words, matrix.shape[1])  # [P, words]
         by_word = matrix.T.tocsr()  # [words, P]

@@ -21,7 +21,6 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from sidray import storage
@@ -33,8 +32,6 @@ from sidray.evaluation.protocol import Result, Subset, interval
 from sidray.retrieval.exact import Floats, unit
 
 ALL_PAIRS = "all pairs"
-RECALL_AT = (10, 30, 100)
-RECALL_AT_ALL = (10, 100)
 _SCORE_BLOCK = 2**22  # scores held at once
 
 Scores = npt.NDArray[np.floating]
@@ -74,13 +71,6 @@ class Pairs:
     def targets(self) -> Rows:
         """[n] item row of each pair's target note."""
         return _rows(self.table, "related_row")
-
-    def texts(self, rows: Rows) -> list[str]:
-        """Title and text fields of these items, joined."""
-        columns = ["title", *self.catalogue.text_fields]
-        items = self.catalogue.items(rows, columns)
-        joined = pc.binary_join_element_wise(*(pc.fill_null(items[column], "") for column in columns), " ")
-        return [str(text) for text in joined.to_pylist()]
 
 
 class PairRanks(NamedTuple):
@@ -135,7 +125,7 @@ def pair_subsets(pairs: Pairs, short: float) -> dict[str, Subset]:
     Short are the `short` shortest of the pool's notes (a fraction, the paper's .1), long as many of the longest, by
     words; notes of equal length stand together, so that both may be more. A row without pairs, or with all of them, is
     left out."""
-    lengths = np.array([len(tokens(text)) for text in pairs.texts(pairs.rows)])  # [P]
+    lengths = np.array([len(tokens(text)) for text in pairs.catalogue.texts(pairs.rows)])  # [P]
     few = int(np.quantile(lengths, short, method="inverted_cdf"))
     many = -int(np.quantile(-lengths, short, method="inverted_cdf"))
     bounds = {  # name: (whether the note is in it [P], what it says)
@@ -157,8 +147,8 @@ def evaluate_pairs(
     pairs: Pairs,
     ranks: PairRanks,
     short: float,
-    recall_at: Sequence[int] = RECALL_AT,
-    recall_at_all: Sequence[int] = RECALL_AT_ALL,
+    recall_at: Sequence[int],
+    recall_at_all: Sequence[int],
 ) -> Result:
     """For every row its numbers of pairs and of query notes, and the mean of each metric with its 95 % interval over
     query notes (<metric>_low, <metric>_high): `recall@K` in the split's pool, `all recall@K` in the large one."""

@@ -25,18 +25,20 @@ VERSION = 1
 RESULT = "result"
 
 
-def picture_recall(embed: str, rows: Any, candidates: Any, k: int = 10) -> float:
-    """Own-photo R@k: the share of items found among the k nearest candidates when their picture alone is the query.
+def picture_recall(embed: str, rows: Any, candidates: Any) -> float | None:
+    """Own-photo R@10: the share of items found among the 10 nearest candidates when their picture alone is the query;
+    None when the embed step made no vectors of pictures alone.
 
     rows: item rows of the picture vectors; candidates: item rows that compete (they include `rows`)."""
-    items = read_vectors(storage.join(embed, "items.lance"), "vector", candidates)
-    pictures = storage.join(embed, "pictures.lance")
+    dataset, pictures = storage.join(embed, "items.lance"), storage.join(embed, "pictures.lance")
     if storage.exists(pictures):
         queries = read_vectors(pictures, "vector")
+    elif "picture" in open_dataset(dataset).schema.names:
+        queries = read_vectors(dataset, "picture", rows)
     else:
-        queries = read_vectors(storage.join(embed, "items.lance"), "picture", rows)
+        return None
     places = np.searchsorted(candidates, rows)
-    _, found = top_k(queries, items, k)
+    _, found = top_k(queries, read_vectors(dataset, "vector", candidates), 10)
     return float((found == places[:, None]).any(1).mean())
 
 
@@ -51,24 +53,13 @@ def evaluate_clicks(settings: EvaluationSettings, kind: Representation, work: Wo
     catalogue = Catalogue.open(work.inputs["catalogue"])
     clicks = Clicks.of(catalogue, settings.split)
     sids = work.inputs.get("sids")
-    vectors = Vectors(
-        work.inputs["embed"],
-        kind,
-        items=storage.join(sids, "sids.lance") if sids else None,
-        column="quantised" if sids else None,
-    )
+    vectors = Vectors(work.inputs["embed"], kind, storage.join(sids, "sids.lance") if sids else None)
     summary = _save(clicks, vector_ranks(clicks, vectors), RESULT, settings, work)
     rows = picture_sample(catalogue)
-    if kind == "vector" and not sids and len(rows) and has_pictures(work.inputs["embed"]):
-        summary["own-photo R@10"] = picture_recall(work.inputs["embed"], rows, clicks.rows)
+    if kind == "vector" and not sids and len(rows):
+        own_photo = picture_recall(work.inputs["embed"], rows, clicks.rows)
+        summary |= {} if own_photo is None else {"own-photo R@10": own_photo}
     return summary
-
-
-def has_pictures(embed: str) -> bool:
-    """Whether the embed step made vectors of pictures alone."""
-    if storage.exists(storage.join(embed, "pictures.lance")):
-        return True
-    return "picture" in open_dataset(storage.join(embed, "items.lance")).schema.names
 
 
 def _save(clicks: Clicks, ranks: Ranks, name: str, settings: EvaluationSettings, work: Work) -> Summary:
