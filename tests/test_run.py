@@ -11,9 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from sidray import storage
-from sidray.batch_embed import batch_embed
+from sidray.cli import app
 from sidray.data.catalogue import Catalogue
 from sidray.embedding.pool import read_vectors
 from sidray.embedding.runtime import RunModel
@@ -81,10 +82,12 @@ def test_a_rerun_does_nothing_and_prints_the_same(run: RunFolder) -> None:
 def test_new_items_get_the_vectors_and_sids_of_the_catalogue(run: RunFolder, model: RunModel, tmp_path: Path) -> None:
     """Raw pictures and texts, encoded anew, against the run's own item table."""
     pq.write_table(catalogue_table(run, 40), tmp_path / "items.parquet")
-    summary = batch_embed(run, str(tmp_path / "items.parquet"), str(tmp_path / "out"), max_bad_fraction=0.0)
+    where = ["--items", str(tmp_path / "items.parquet"), "--out", str(tmp_path / "out"), "--max-bad-fraction", "0"]
+    done = CliRunner().invoke(app, ["embed", run.uri, *where], catch_exceptions=False)
+    assert "40 items embedded in " in done.stdout
     got = pq.read_table(tmp_path / "out" / "items.parquet")
     assert got.column_names == ["item_id", "vector", "sids", "model_key", "content_hash"]
-    assert summary["items"] == got.num_rows == 40
+    assert got.num_rows == 40
     table = lance.dataset(storage.join(run.output("table"), "items.lance")).to_table()
     rows = {item: row for row, item in enumerate(table["item_id"].to_pylist())}
     own = table.take([rows[item] for item in got["item_id"].to_pylist()])

@@ -5,7 +5,7 @@ from __future__ import annotations
 RUN = {  # a command, as a regular expression -> the test that runs it, or does what it does
     r"sidray run mine\.yaml|python tables\.py": "tests/docs/test_own_data.py",
     r"sidray (show|search|export) RUN .*|sidray show RUN|sidray key team-search": "tests/docs/test_commands.py",
-    r"sidray embed RUN --items items\.parquet --out vectors": "tests/docs/test_commands.py",
+    r"sidray embed RUN --items items\.parquet --out vectors": "tests/test_run.py",
     r"sidray embed RUN .*--items ITEMS .*": "tests/embedding/test_batch_embed.py",
     r"sidray run docs/examples/hidden_pictures\.yaml": "tests/docs/test_own_task.py",
     r"sidray serve RUN.*": "tests/serving/test_end_to_end.py",

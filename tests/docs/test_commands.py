@@ -10,8 +10,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import typer
 import yaml
@@ -20,8 +18,6 @@ from typer.testing import CliRunner
 from sidray.batch_embed import _Call
 from sidray.cli import app
 from sidray.config import build, overridden, shipped
-from sidray.data.catalogue import Catalogue
-from sidray.finished import RunFolder
 from sidray.recipe import load_recipe
 from sidray.serving.settings import GatewaySettings, RunSettings
 from tests.docs.commands import NAMED, RUN
@@ -160,11 +156,8 @@ RUN_HERE = [
 @pytest.mark.ray
 @pytest.mark.parametrize("words", RUN_HERE, ids=" ".join)
 def test_it_runs(words: tuple[str, ...], debug_run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On the debug run, and the first items of its catalogue."""
+    """On the debug run."""
     monkeypatch.chdir(tmp_path)
-    catalogue = Catalogue.open(RunFolder.open(debug_run).output("catalogue"))
-    items = catalogue.items(None, ["item_id", "title", "partition", "image"]).slice(0, 8)
-    pq.write_table(pa.table(items), "items.parquet")
     given = [debug_run if word == "RUN" else word for word in words[1:]]
     done = CliRunner().invoke(app, given, catch_exceptions=False)
     assert done.exit_code == 0, done.output
