@@ -10,6 +10,7 @@ from rich.table import Table
 from sidray import storage
 from sidray.finished import RunFolder
 from sidray.report_files import TABLE
+from sidray.steps import brief
 
 
 def show(uri: str) -> str:
@@ -40,7 +41,6 @@ def _steps(run: RunFolder) -> Table:
                 table.add_row(label, role, folder, "", "", "not done")
                 continue
             manifest = storage.read_json(uri)
-            plain = {k: v for k, v in manifest["summary"].items() if isinstance(v, int | float | str)}
-            brief = ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in plain.items())
-            table.add_row(label, role, folder, f"{manifest['seconds']:.1f}", f"{manifest['bytes'] / 2**20:.1f}", brief)
+            seconds, mebibytes = f"{manifest['seconds']:.1f}", f"{manifest['bytes'] / 2**20:.1f}"
+            table.add_row(label, role, folder, seconds, mebibytes, brief(manifest["summary"]))
     return table

@@ -173,7 +173,8 @@ class Store:
             "summary": summary,
         }
         storage.write_json(storage.join(self._folder(step), "manifest.json"), manifest)
-        self.say(f"{step.name}: done in {seconds:.1f} s{_brief(summary)}")
+        told = brief(summary)
+        self.say(f"{step.name}: done in {seconds:.1f} s" + (f" · {told}" if told else ""))
 
 
 @contextmanager
@@ -198,8 +199,7 @@ def _chain(pending: list[Step]) -> list[Step]:
     return pending[:length]
 
 
-def _brief(summary: Summary) -> str:
+def brief(summary: Mapping[str, Any]) -> str:
     """The plain values of a summary on one line."""
     plain = {k: v for k, v in summary.items() if isinstance(v, int | float | str) and not isinstance(v, bool)}
-    shown = [f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in plain.items()]
-    return " · " + ", ".join(shown) if shown else ""
+    return ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in plain.items())
