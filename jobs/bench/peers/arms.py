@@ -32,11 +32,11 @@ class NotRunError(Exception):
     """Why a peer has no figures, in one line."""
 
 
-def run(command: Sequence[object], threads: int, environment: Mapping[str, str] | None = None) -> Figures:
+def run(command: Sequence[object], threads: int) -> Figures:
     """The last JSON line that the command prints, and the peaks of memory: "peak MiB" of all its
     processes together, "largest MiB" of one. NotRunError when it fails or takes over LIMIT_S."""
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        process = start(command, threads, out, err, environment)
+        process = start(command, threads, out, err)
         try:
             peaks = _watch(process)
         finally:
@@ -51,14 +51,10 @@ def run(command: Sequence[object], threads: int, environment: Mapping[str, str] 
 
 
 def start(
-    command: Sequence[object],
-    threads: int,
-    out: IO[bytes] | int,
-    err: IO[bytes] | int,
-    environment: Mapping[str, str] | None = None,
+    command: Sequence[object], threads: int, out: IO[bytes] | int, err: IO[bytes] | int
 ) -> subprocess.Popen[bytes]:
     """The command with so many threads for OpenMP. NotRunError when it cannot be started."""
-    given = {**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false", **(environment or {})}
+    given = {**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
     try:
         return subprocess.Popen([str(each) for each in command], stdout=out, stderr=err, env=given)
     except OSError as error:

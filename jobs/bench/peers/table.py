@@ -6,11 +6,12 @@ print(markdown([Row("training", "samples/s, 1 worker", "sentence-transformers", 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from .arms import Figures, NotRunError, mean
 
+OURS = "sidray"
 HEAD = ("", "peer", "sidray", "peer's", "ratio", "")
 
 
@@ -51,22 +52,20 @@ class Figure:
     causes: Mapping[str, str] | None = None
 
 
-def compare(
-    part: str, figures: Sequence[Figure], found: Mapping[str, list[Figures] | NotRunError], ours: str = "sidray"
-) -> list[Row]:
+def compare(part: str, figures: Sequence[Figure], found: Mapping[str, list[Figures] | NotRunError]) -> list[Row]:
     """A row for each figure of each peer; a peer that did not run has one row that says why."""
-    own = found[ours]
+    own = found[OURS]
     own_figures = None if isinstance(own, NotRunError) else mean(own)
     rows: list[Row] = []
     for peer, theirs in found.items():
-        if peer == ours:
+        if peer == OURS:
             continue
         if isinstance(theirs, NotRunError):
             rows.append(Row(part, figures[0].name, peer, _of(own_figures, figures[0]), None, note=f"not run: {theirs}"))
             continue
         rows += [_row(part, figure, peer, own_figures, mean(theirs)) for figure in figures]
     if isinstance(own, NotRunError):
-        rows = [Row(**{**asdict(row), "note": f"sidray not run: {own}"}) for row in rows]
+        rows = [replace(row, note=f"sidray not run: {own}") for row in rows]
     return rows
 
 
@@ -74,7 +73,7 @@ def _row(part: str, figure: Figure, peer: str, ours: Figures | None, theirs: Fig
     row = Row(part, figure.name, peer, _of(ours, figure), _of(theirs, figure), figure.less_is_better)
     behind = row.ratio is not None and row.ratio < 1
     note = (figure.causes or {}).get(peer, "") if behind else ""
-    return Row(**{**asdict(row), "note": f"behind: {note}" if note else "behind" if behind else ""})
+    return replace(row, note=f"behind: {note}" if note else "behind" if behind else "")
 
 
 def _of(figures: Figures | None, figure: Figure) -> float | None:

