@@ -49,6 +49,7 @@ def test_the_report_is_complete(tmp_path: Path, results: dict[str, Result]) -> N
     assert "## Kind: a\\|b" in text
     assert "- popularity: items by their train clicks" in text
     assert "| smgr against popularity | +1.0000 | +0.9000 to +1.1000 | 0.0010* |" in text
+    assert "- BM25: word match" in write_report({"BM25": results["popularity"]}, tmp_path / "other")
     tables = [line for line in text.splitlines() if line.startswith("| smgr |")]
     assert len(tables) == len(results["smgr"]["rows"]) == 6
     assert tables[0].startswith("| smgr | 0.5000 | 0.8333 | 1.0000 | 1.000-1.000 | 1.0000 |")

@@ -17,11 +17,11 @@ from threading import Thread
 import numpy as np
 import pytest
 
-from jobs.bench.peers import tokenizer, training
+from jobs.bench.peers import recall, tokenizer, training
 from jobs.bench.peers.arms import Figures, NotRunError, in_turns, mean, run
 from jobs.bench.peers.load import Target, load
-from jobs.bench.peers.recall import _rows as recall_rows
 from jobs.bench.peers.results import Part, Results
+from jobs.bench.peers.setting import Setting
 from jobs.bench.peers.table import Figure, Row, compare
 from jobs.bench.peers.venvs import Venvs, pins
 
@@ -208,7 +208,7 @@ def test_recall_is_rendered_from_the_line_of_its_bench() -> None:
         "ivf": {**figures, "QPS": 100.0},
         "usearch": {"error": "no"},
     }
-    rows = list(recall_rows(line))
+    rows = list(recall._rows(line))
     assert rows[0] == replace(rows[0], figure="queries/s, 5,000 items", peer="ivf", ours=400.0, theirs=100.0)
     assert rows[-1].note == "not run: no"
 
@@ -253,3 +253,14 @@ def test_the_item_head_is_that_of_the_towers(tmp_path: Path) -> None:
     )
     expected = torch.nn.functional.normalize(head(fuse(hidden, None, Fusion())), dim=-1).detach().numpy()
     np.testing.assert_allclose(item_head(tmp_path, hidden.numpy()), expected, atol=1e-6)
+
+
+def test_what_does_not_install_has_a_row_that_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(venvs: Venvs, peer: str) -> Path:
+        raise NotRunError(f"{peer} needs a compiler")
+
+    monkeypatch.setattr(Venvs, "beside_ours", broken)
+    (row,) = recall.rows(Setting(Venvs(tmp_path), tmp_path, 1))
+    assert (row.ratio, row.note) == (None, "not run: recall needs a compiler")
+    none = {"sidray": NotRunError("a bug"), "peer": NotRunError("no wheel")}
+    assert tokenizer.with_targets({**none}) == none
