@@ -1,6 +1,6 @@
 """Configuration: YAML with `extends:`, dotted overrides (a.b=c), checked into pydantic models.
 
-    values = load_yaml("smgr-pictograms", ["training.workers=2"]);  recipe = build(Recipe, values, "recipe a")
+    values = load_yaml("smgr-debug", ["training.workers=2"]);  recipe = build(Recipe, values, "recipe smgr-debug")
 
 An unknown key or a bad value raises UserError with its dotted path and the nearest known key.
 """

@@ -50,7 +50,7 @@ class ClicksReport(Report):
             self._gallery(local / "gallery.html", store)
             return table_text(results)
 
-        return self.save(store, folder, ("results", results), fill)
+        return self.save(store, folder, "results", results, fill)
 
     def _outputs(self, store: Store) -> dict[str, list[str]]:
         """Row of the table -> where the result (.json) and the ranks by click (.parquet) of each seed lie."""

@@ -32,12 +32,12 @@ class Report:
         """Of the first seeds, by variant."""
         return {label: graphs[0] for label, graphs in self.graphs.items()}
 
-    def save(self, store: Store, folder: str, results: tuple[str, Any], fill: Callable[[Path], str]) -> str:
-        """The table as text. `fill` writes a report's files and returns it, unless the folder has one of these results:
-        what its results.json says under a key."""
-        report, (key, found) = storage.join(folder, "report"), results
+    def save(self, store: Store, folder: str, key: str, results: Any, fill: Callable[[Path], str]) -> str:
+        """The table as text. `fill` writes a report's files and returns it, unless the folder has one of these results,
+        which its results.json has under `key`."""
+        report = storage.join(folder, "report")
         saved = storage.join(report, "results.json")
-        if storage.exists(saved) and storage.read_json(saved)[key] == found:
+        if storage.exists(saved) and storage.read_json(saved)[key] == results:
             return storage.read_bytes(storage.join(report, TABLE)).decode()
         with tempfile.TemporaryDirectory() as scratch:
             table = fill(Path(scratch))

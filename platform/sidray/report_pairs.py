@@ -102,7 +102,7 @@ class PairsReport(Report):
             self._saliency(local, store)
             return pair_table_text(results, layouts, comparisons)
 
-        return self.save(store, folder, ("rows", {label: row._asdict() for label, row in results.items()}), fill)
+        return self.save(store, folder, "rows", {label: row._asdict() for label, row in results.items()}, fill)
 
     def _results(self, store: Store) -> dict[str, Row]:
         beside = store.output(self.baselines)

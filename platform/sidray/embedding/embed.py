@@ -111,7 +111,7 @@ class _RowEncoder:
         _, self.first_click = np.unique(clicks["query_id"].to_numpy(), return_index=True)
 
     def items(self, rows: Any) -> pa.Table:
-        batch = {name: value.to(self.device) for name, value in self.fetch_items(rows).items()}
+        batch = self._here(self.fetch_items(rows))
         towers, kind = self.towers, self.job.item
         if kind == "sids":
             vector = towers.item(read(towers.encode_text, TextInput.of_batch(batch, "item")))
@@ -128,17 +128,19 @@ class _RowEncoder:
         return self._table(towers.item(h_text, h_image), len(rows), h_text, h_image, picture, image.present)
 
     def queries(self, query_ids: Any) -> pa.Table:
-        batch = self.fetch_queries(self.first_click[query_ids])
-        h_q = read(
-            self.towers.encode_text, TextInput.of_batch({k: v.to(self.device) for k, v in batch.items()}, "query")
-        )
+        batch = self._here(self.fetch_queries(self.first_click[query_ids]))
+        h_q = read(self.towers.encode_text, TextInput.of_batch(batch, "query"))
         return self._table(self.towers.query(h_q), len(query_ids), h_q)
 
     def pictures(self, numbers: Any) -> pa.Table:
         """Items of the sample with their text left empty: the SIDs of the picture alone."""
-        batch = {k: v.to(self.device) for k, v in self.fetch_pictures(self.picture_rows[numbers]).items()}
+        batch = self._here(self.fetch_pictures(self.picture_rows[numbers]))
         vector = self.towers.item(read(self.towers.encode_text, TextInput.of_batch(batch, "item")))
         return self._table(vector, len(numbers))
+
+    def _here(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """On the device of the towers."""
+        return {name: value.to(self.device) for name, value in batch.items()}
 
     def _table(
         self,
