@@ -10,7 +10,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-from sidray.cluster import free_port
+from sidray.cluster import LOCAL_ENVIRONMENT, free_port
 from tests import object_store
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
@@ -19,6 +19,8 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+for name, value in LOCAL_ENVIRONMENT.items():
+    os.environ.setdefault(name, value)
 
 S3_URL = f"http://127.0.0.1:{free_port()}"  # known before Ray starts, whose workers use it, too
 os.environ.update(object_store.environment(S3_URL))

@@ -27,11 +27,13 @@ _ENVIRONMENT = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",  # the bars of loading a file; long work has its own
     "RAY_task_oom_retries": "3",  # Ray's default repeats for ever a task that needs more memory than there is
 }
-_LOCAL_ENVIRONMENT = {  # of a cluster that this process starts for itself: no preemption to watch, nobody to scrape
+LOCAL_ENVIRONMENT = {  # of a cluster that this process starts for itself: no preemption to watch, nobody to scrape
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_ENABLE_STATE_ACTOR_RECONCILIATION": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    # Ray ends all idle workers but one for each CPU, and a new one imports PyTorch for seconds before it works.
+    "RAY_num_workers_soft_limit": "8",
     # glibc hands a large tensor's pages back when it is freed, and the next one faults them in anew: a fifth of a step.
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(2**30),
@@ -68,7 +70,7 @@ def ray_cluster() -> Iterator[None]:
     if os.environ.get("RAY_ADDRESS"):
         _join(quiet)
     else:
-        for name, value in _LOCAL_ENVIRONMENT.items():
+        for name, value in LOCAL_ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         # One logical CPU above the cores: a 2-core laptop holds two workers and their data tasks. "local", for else Ray
         # joins the cluster that the last `ray start` on this machine noted, be it dead.

@@ -91,7 +91,7 @@ def test_the_image_has_the_environment_of_a_cluster_that_sidray_starts(name: str
         each for line in re.findall(r"^ENV (.*)$", dockerfile(name), re.M) for each in re.findall(r"(\w+)=(\S+)", line)
     )
     expected = dict(cluster._ENVIRONMENT)
-    expected |= {key: value for key, value in cluster._LOCAL_ENVIRONMENT.items() if key.startswith("MALLOC_")}
+    expected |= {key: value for key, value in cluster.LOCAL_ENVIRONMENT.items() if key.startswith("MALLOC_")}
     if name == "cuda":
         expected.pop("DS_ACCELERATOR")
         assert "DS_ACCELERATOR" not in given

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from statistics import NormalDist
 from typing import NamedTuple, TypedDict
 
 import numpy as np
@@ -19,7 +20,6 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from scipy import stats
 
 from sidray import storage
 from sidray.errors import UserError
@@ -115,7 +115,7 @@ def interval(values: Values, queries: npt.NDArray[np.integer]) -> tuple[float, f
     residuals = np.bincount(index, weights=values - mean)  # [distinct queries]
     m = len(residuals)
     error = float(np.sqrt(np.sum(residuals**2) * m / max(1, m - 1)) / n)
-    reach = float(stats.norm.ppf(0.975)) * error
+    reach = NormalDist().inv_cdf(0.975) * error
     return max(0.0, mean - reach), min(1.0, mean + reach)
 
 

@@ -13,8 +13,6 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy.cluster.vq import kmeans2
-from scipy.spatial.distance import cdist
 from torch import Tensor, nn
 
 # Distances that differ by less than this share of their scale count as equal, and the lowest code wins. In float64
@@ -97,6 +95,8 @@ def kmeans(rows: npt.NDArray[np.float64], entries: int, rng: np.random.Generator
     """`entries` centroids [entries, c] of rows [N, c] by k-means++ and Lloyd's iterations.
 
     With no more distinct rows than entries the centroids are these rows, and the first fills what is left."""
+    from scipy.cluster.vq import kmeans2  # .7 s, which whoever only reads SIDs need not wait for
+
     distinct = np.unique(rows, axis=0)
     if len(distinct) <= entries:
         return np.concatenate([distinct, np.repeat(distinct[:1], entries - len(distinct), axis=0)])
@@ -110,6 +110,8 @@ def plus_plus(rows: npt.NDArray[np.float64], entries: int, rng: np.random.Genera
     """`entries` of the rows [N, c], which has more distinct ones: each drawn with a chance that grows as the squared
     distance to the nearest one so far (Arthur and Vassilvitskii, 2007). O(N * entries), where scipy's own initialiser
     measures every earlier choice again for each new one."""
+    from scipy.spatial.distance import cdist
+
     chosen = [int(rng.integers(len(rows)))]
     nearest_squared = np.full(len(rows), np.inf)
     while len(chosen) < entries:
