@@ -4,18 +4,15 @@
 
 Every row is a row of a recipe (reproduce-*): its steps are kept under the root and are not computed twice, so the same
 command goes on where it was killed. One seed of every table comes first, then the others. After each table the report
-is written anew: report.md, results.json and pictures in --out; rows that are not there yet say so. --data: the folder
-of the H&M articles; without it their tables are left out. --only-report: from what is done, computing nothing.
+is written anew: report.md, results.json, pictures and, in ranks/, what each row found; rows that are not there yet say
+so. A row in ranks/ is not computed again, also on another machine. --data: the folder of the H&M articles; without it
+their tables stay as they are. --only-report: from what is done, computing nothing.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
-import os
-import platform
-import subprocess
 import sys
 import time
 import traceback
@@ -25,17 +22,16 @@ from pathlib import Path
 from typing import Any
 
 from reproduce_figures import figure, figure_steps
+from reproduce_kept import Kept
 from reproduce_report import report_text
-from reproduce_results import part_sizes, table_results
+from reproduce_results import made, part_sizes, table_results
 from reproduce_rows import Bench, open_bench
 from reproduce_spec import Spec, load_spec
 
 from sidray.cluster import prepare_environment, ray_cluster
 from sidray.errors import UserError
-from sidray.steps import Step, in_order
 
-ROOT = Path(__file__).resolve().parents[2]
-OUT = ROOT / "jobs" / "bench" / "results" / "reproduce"
+OUT = Path(__file__).resolve().parent / "results"
 RECIPES = {  # size -> system -> data set -> recipe
     "small": {
         "smgr": {"pictograms": "reproduce-pictograms", "hm": "reproduce-hm"},
@@ -47,7 +43,6 @@ RECIPES = {  # size -> system -> data set -> recipe
     },
     "debug": {"smgr": {"pictograms": "reproduce-debug"}, "notellm2": {"pictograms": "notellm2-debug"}},
 }
-PACKAGES = ("torch", "ray", "deepspeed", "transformers", "faiss-cpu", "faiss-gpu-cu12")
 Benches = dict[str, dict[str, Bench]]
 
 
@@ -55,18 +50,22 @@ def say(line: str) -> None:
     print(time.strftime("%H:%M:%S"), line, flush=True)
 
 
-def open_benches(size: str, root: str, data: str) -> Benches:
+def open_benches(size: str, root: str, data: str, out: Path) -> Benches:
     """system -> data set -> its rows; data sets that are not there are left out."""
     benches: Benches = {}
     for system, recipes in RECIPES[size].items():
         there = {name: recipe for name, recipe in recipes.items() if name != "hm" or data}
         overrides = {name: [f"runs.root={root}"] + [f"data.folder={data}"] * (name == "hm") for name in there}
-        benches[system] = {name: open_bench(recipe, overrides[name], say) for name, recipe in there.items()}
+        kept = {name: Kept(out / "ranks", f"{system}-{name}") for name in there}
+        benches[system] = {name: open_bench(each, overrides[name], kept[name], say) for name, each in there.items()}
     return benches
 
 
 def compute(spec: Spec, benches: Benches, tables: list[str], seeds: int, out: Path) -> None:
     """Seed by seed and table by table; the report after each."""
+    for system in {spec.tables[name].system for name in tables}:
+        for bench in benches[system].values():
+            bench.store.ensure(bench.catalogue)
     for seed in range(seeds):
         for name in tables:
             table = spec.tables[name]
@@ -76,7 +75,7 @@ def compute(spec: Spec, benches: Benches, tables: list[str], seeds: int, out: Pa
                     _attempt(bench, row.ours, partial(bench.compute, row.ours, seed))
                 write(spec, benches, seeds, out)
         if seed == 0:
-            _compute_figures(spec, benches, tables)
+            _compute_figures(spec, benches, tables, out)
     write(spec, benches, seeds, out)
 
 
@@ -92,85 +91,42 @@ def _attempt(bench: Bench, label: str, work: Callable[[], object]) -> None:
         traceback.print_exc()
 
 
-def _compute_figures(spec: Spec, benches: Benches, tables: list[str]) -> None:
-    """Those of the systems that the tables are of."""
-    systems = {spec.tables[name].system for name in tables}
+def _compute_figures(spec: Spec, benches: Benches, tables: list[str], out: Path) -> None:
+    """Those of the systems that the tables are of, unless results.json has them."""
+    systems, drawn = {spec.tables[name].system for name in tables}, _before(out)["figures"]
     for name, each in spec.figures.items():
-        for bench in benches[each.system].values() if each.system in systems else ():
-            for step in figure_steps(name, bench):
+        for data, bench in benches[each.system].items() if each.system in systems else ():
+            steps = figure_steps(name, bench)
+            missing = drawn.get(name, {}).get(data, {}).get("keys") != [step.key for step in steps]
+            for step in steps if missing else ():
                 _attempt(bench, each.title, partial(bench.store.ensure, step))
 
 
 def write(spec: Spec, benches: Benches, seeds: int, out: Path) -> None:
-    """report.md, results.json and the figures, of what is done."""
-    out.mkdir(parents=True, exist_ok=True)
-    results = {**made_with(seeds), "tables": {}, "figures": {}}
-    steps: dict[str, float] = {}
-    for name, table in spec.tables.items():
-        for data, bench in benches[table.system].items():
-            if not _has_data(bench):
+    """report.md, results.json and the figures, of what is kept or in the store. Data sets that are not here stay as
+    results.json has them."""
+    results = _before(out)
+    for system, each in benches.items():
+        tables = {name: table for name, table in spec.tables.items() if table.system == system}
+        for data, bench in each.items():
+            if bench.store.manifest(bench.catalogue) is None:
                 continue
-            found = table_results(table, spec.systems[table.system], bench, seeds)
-            found["sizes"] = part_sizes(table.parts, bench)
-            results["tables"].setdefault(name, {})[data] = found
-            for row in found["rows"].values():
-                steps |= _seconds(bench, row["ours"], seeds) if "ours" in row else {}
-    for name, each in spec.figures.items():
-        for data, bench in benches[each.system].items():
+            bench.keep_all(seeds)
+            for name, table in tables.items():
+                found = table_results(table, spec.systems[system], bench, seeds)
+                results["tables"].setdefault(name, {})[data] = found | {"sizes": part_sizes(table.parts, bench)}
+            results["made"].setdefault(system, {})[data] = made(tables.values(), bench, seeds)
+    for name, figures in spec.figures.items():
+        for data, bench in benches[figures.system].items():
             if (drawn := figure(name, bench, out / f"{name}-{data}.png")) is not None:
                 results["figures"].setdefault(name, {})[data] = drawn
-    results["wall_s"] = round(sum(steps.values()), 1)
     (out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     (out / "report.md").write_text(report_text(spec, results))
 
 
-def _has_data(bench: Bench) -> bool:
-    """Whether its clicks or pairs are in the store."""
-    graph = bench.report.graphs[bench.report.recipe.label][0]
-    return bench.store.manifest(graph["catalogue"]) is not None
-
-
-def _seconds(bench: Bench, label: str, seeds: int) -> dict[str, float]:
-    """Step -> seconds, of all that is behind a row."""
-    wanted: list[Step | None] = [bench.step(label, seed) for seed in range(seeds)]
-    steps = in_order({str(n): step for n, step in enumerate(wanted) if step is not None})
-    manifests = {step.key: bench.store.manifest(step) for step in steps}
-    return {key: float(manifest["seconds"]) for key, manifest in manifests.items() if manifest is not None}
-
-
-def made_with(seeds: int) -> dict[str, Any]:
-    """Machine, versions and commit."""
-    import torch
-
-    cores, memory = os.cpu_count(), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    gpus = [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())]
-    machine = f"{cores} cores ({_processor()}), {memory:.0f} GiB" + "".join(f", {gpu}" for gpu in gpus)
-    versions = {"Python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return {"machine": machine, "versions": versions, "commit": _commit(), "seeds": seeds}
-
-
-def _processor() -> str:
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
-
-
-def _commit() -> str:
-    """The commit of the code, with a mark when files differ from it; "unknown" outside a repository."""
-
-    def git(*arguments: str) -> str:
-        done = subprocess.run(["git", *arguments], cwd=ROOT, text=True, capture_output=True, check=False)
-        return done.stdout.strip()
-
-    commit = git("rev-parse", "HEAD")
-    changed = git("status", "--porcelain", "--untracked-files=no", "--", "platform", "jobs/bench/*.py")
-    return (commit or "unknown") + (" and changes" if changed else "")
+def _before(out: Path) -> dict[str, Any]:
+    path = out / "results.json"
+    return json.loads(path.read_text()) if path.exists() else {"tables": {}, "figures": {}, "made": {}}
 
 
 def main() -> int:
@@ -181,18 +137,20 @@ def main() -> int:
     parser.add_argument("--root", default="./sidray-runs")
     parser.add_argument("--data", default="")
     parser.add_argument("--size", choices=list(RECIPES), default="small")
-    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--out", type=Path)
     parser.add_argument("--only-report", action="store_true")
     args = parser.parse_args()
     prepare_environment()
-    benches = open_benches(args.size, args.root, args.data)
+    out = args.out or OUT / ("reproduce" if args.size == "small" else f"reproduce-{args.size}")
+    out.mkdir(parents=True, exist_ok=True)
+    benches = open_benches(args.size, args.root, args.data, out)
     if args.only_report:
-        write(spec, benches, args.seeds, args.out)
+        write(spec, benches, args.seeds, out)
         return 0
     with ray_cluster():
-        compute(spec, benches, args.tables, args.seeds, args.out)
+        compute(spec, benches, args.tables, args.seeds, out)
     failed = {label: why for each in benches.values() for bench in each.values() for label, why in bench.failed.items()}
-    say(f"report: {args.out / 'report.md'}" + "".join(f"\n  {label} failed: {why}" for label, why in failed.items()))
+    say(f"report: {out / 'report.md'}" + "".join(f"\n  {label} failed: {why}" for label, why in failed.items()))
     return 1 if failed else 0
 
 

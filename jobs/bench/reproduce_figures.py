@@ -39,7 +39,7 @@ def figure(name: str, bench: Bench, path: Path) -> Found | None:
     if not steps or any(bench.store.manifest(step) is None for step in steps):
         return None
     found = _losses(bench, path) if name == "smgr-1a" else _saliency(bench, path)
-    return {"file": path.name, **found}
+    return {"file": path.name, "keys": [step.key for step in steps], **found}
 
 
 def _losses(bench: Bench, path: Path) -> Found:

@@ -23,6 +23,9 @@ _HOW = (
 )
 
 
+_TITLES = {"smgr": "SMGR", "notellm2": "NoteLLM-2"}
+
+
 def report_text(spec: Spec, results: Found) -> str:
     """The whole report. results: what reproduce.py saves as results.json."""
     parts = ["# SMGR and NoteLLM-2, reproduced", _HOW, _made(results), "## In short", _summary(spec, results)]
@@ -44,12 +47,18 @@ def report_text(spec: Spec, results: Found) -> str:
 
 
 def _made(results: Found) -> str:
-    made = {name: results[name] for name in ("machine", "versions", "commit", "seeds", "wall_s")}
-    versions = ", ".join(f"{name} {version}" for name, version in made["versions"].items())
-    return (
-        f"Made on {made['machine']} with {versions}, of commit {made['commit']}, with up to {made['seeds']} seeds. The "
-        f"steps behind it took {made['wall_s'] / 3600:.1f} h."
-    )
+    """For each system and data set: machines, versions and commits, and the time of all steps."""
+    lines = []
+    for system, each in results["made"].items():
+        for data, made in each.items():
+            commits: dict[str, list[str]] = {}
+            for one in made["with"]:
+                versions = ", ".join(f"{name} {version}" for name, version in one["versions"].items())
+                commits.setdefault(f"{one['machine']} with {versions}", []).append(one["commit"])
+            told = "; ".join(f"{what}, of commit {', '.join(those)}" for what, those in commits.items())
+            hours = f"{made['wall_s'] / 3600:.1f} h on " if "wall_s" in made else ""
+            lines.append(f"- {_TITLES[system]} on {data}: {hours}{told}")
+    return "\n".join(lines)
 
 
 def _summary(spec: Spec, results: Found) -> str:

@@ -6,6 +6,8 @@ found["rows"]["TIGER"]["values"]["all queries, popular cities"]["R@10"]   # [%, 
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -38,7 +40,18 @@ def _row(row: Row, table: Table, system: System, bench: Bench, seeds: int) -> Fo
         for part in table.parts:
             if (inside := bench.mask(part.ours)) is not None:
                 values.setdefault(part.name, {})[title] = [float(100 * each[inside].mean()) for each in found]
-    return {"ours": row.ours, "seeds": len(done), "values": values, **bench.costs(row.ours, done[0])}
+    about = bench.about(row.ours, done[0])
+    costs = {name: about[name] for name in ("train_s", "samples")}
+    return {"ours": row.ours, "seeds": len(done), "values": values, **costs}
+
+
+def made(tables: Iterable[Table], bench: Bench, seeds: int) -> Found:
+    """What the rows of these tables were made with: each combination once; `wall_s`: of all steps behind them."""
+    labels = dict.fromkeys(row.ours for table in tables for row in table.rows.values() if row.ours)
+    rows = [bench.about(label, seed) for label in labels for seed in bench.done(label, seeds)]
+    steps = {key: seconds for row in rows for key, seconds in row["seconds"].items()}
+    each = {json.dumps(row["made"]): row["made"] for row in rows}
+    return {"with": list(each.values()), "wall_s": round(sum(steps.values()), 1)}
 
 
 def part_sizes(parts: list[Part], bench: Bench) -> dict[str, int]:

@@ -1,6 +1,6 @@
 """The rows of a recipe: which steps stand behind each, what they found click by click, and tests between them.
 
-bench = open_bench("reproduce-hm", ["data.folder=HM"], print)
+bench = open_bench("reproduce-hm", ["data.folder=HM"], Kept(folder, "smgr-hm"), print)
 bench.compute("tiger", 0);  bench.values("tiger", "recall@10", 0)   # of each click: [n]
 """
 
@@ -8,20 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
+from peers.machine import commit, machine, versions
+from reproduce_kept import Kept, KeptRow
 
 from sidray import storage
 from sidray.data.catalogue import Catalogue
-from sidray.evaluation.metrics import Ints, Values
-from sidray.evaluation.pairs import Pairs, pair_recall, pair_subsets, saved_ranks
+from sidray.evaluation.metrics import Ints, Ranks, Values, ndcg, recall
+from sidray.evaluation.pairs import Pairs, pair_subsets
 from sidray.evaluation.protocol import HIGH_FREQUENCY, OTHER, POPULAR, load_ranks, query_frequency, subsets
 from sidray.evaluation.randomisation import randomisation
 from sidray.evaluation.run import RESULT
-from sidray.evaluation.significance import Comparison, click_values, compare_clicks
+from sidray.evaluation.significance import Comparison, compare_clicks
 from sidray.graph_base import Graph
 from sidray.recipe import load_recipe
 from sidray.report_clicks import ClicksReport
@@ -29,17 +31,21 @@ from sidray.report_pairs import PairsReport
 from sidray.run import seeded_graphs
 from sidray.steps import Step, Store, in_order
 
+PACKAGES = ("torch", "ray", "deepspeed", "transformers", "faiss-cpu", "faiss-gpu-cu12")
 BASELINES = ("popularity", "BM25")
+METRICS = {"recall": recall, "ndcg": ndcg}
 CLICK_PARTS = {"popular": POPULAR, "other": OTHER, "high-frequency": HIGH_FREQUENCY}
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
 
 @dataclass(frozen=True)
 class Bench:
-    """A recipe's rows in a store. `failed`: row -> why it could not be computed, filled by `compute`'s caller."""
+    """A recipe's rows, computed in a store, and what is kept of them. `failed`: row -> why it could not be computed,
+    filled by `compute`'s caller."""
 
     report: ClicksReport | PairsReport
     store: Store
+    kept: Kept
     failed: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -65,24 +71,74 @@ class Bench:
         steps = self.rows.get(label, ())
         return steps[seed] if seed < len(steps) else None
 
+    @property
+    def catalogue(self) -> Step:
+        """What must be done before anything can be asked of the rows."""
+        return self.report.graphs[self.report.recipe.label][0]["catalogue"]
+
     def compute(self, label: str, seed: int) -> None:
-        """Whatever of the row is not done yet."""
-        if (step := self.step(label, seed)) is not None:
+        """Whatever of the row is not done yet, unless the row is kept."""
+        step = self.step(label, seed)
+        if step is not None and self._row(label, seed) is None:
             self.store.ensure(step)
+            self.keep(label, seed)
+
+    def keep(self, label: str, seed: int) -> None:
+        """Takes over a row that the store has."""
+        step = self.step(label, seed)
+        if step is None or self._row(label, seed) is not None or self.store.manifest(step) is None:
+            return
+        name = label if label in BASELINES else RESULT
+        table = load_ranks(storage.join(self.store.output(step), f"{name}.parquet"))
+        ranks = Ranks(table["greater"].to_numpy(), table["equal"].to_numpy())
+        about = {"key": self._key(step), **self._costs(step), "made": _made()}
+        self.kept.add(label, seed, ranks, about)
+
+    def keep_all(self, seeds: int) -> None:
+        """Every row that the store has, of the first `seeds` seeds."""
+        for label in (*BASELINES, *self.rows):
+            for seed in range(seeds):
+                self.keep(label, seed)
 
     def done(self, label: str, seeds: int) -> list[int]:
-        """Of the first `seeds` seeds those that are done, by number."""
-        steps = {seed: self.step(label, seed) for seed in range(seeds)}
-        return [seed for seed, step in steps.items() if step is not None and self.store.manifest(step) is not None]
+        """Of the first `seeds` seeds those that are kept, by number."""
+        return [seed for seed in range(seeds) if self._row(label, seed) is not None]
 
     def values(self, label: str, metric: str, seed: int) -> Values:
         """The metric of every click or pair: [n]."""
+        row = self._row(label, seed)
+        assert row is not None
+        name, _, k = metric.partition("@")
+        return METRICS[name](*row.ranks, int(k))
+
+    def about(self, label: str, seed: int) -> Mapping[str, Any]:
+        """What a row that is done cost and was made with."""
+        row = self._row(label, seed)
+        assert row is not None
+        return row.about
+
+    def _row(self, label: str, seed: int) -> KeptRow | None:
         step = self.step(label, seed)
-        assert step is not None
-        ranks = _ranks(storage.join(self.store.output(step), label if label in BASELINES else RESULT))
-        if self.on_pairs:
-            return pair_recall(saved_ranks(ranks), metric)
-        return click_values(ranks, metric)
+        return None if step is None else self.kept.find(label, seed, self._key(step))
+
+    def _key(self, step: Step) -> str:
+        """Of the step and of what it was evaluated on: folders of one name can hold other clicks elsewhere."""
+        return f"{step.key}-{sha256(self._queries.tobytes()).hexdigest()[:8]}"
+
+    def _costs(self, step: Step) -> dict[str, Any]:
+        """`train_s` and `samples` by task of all training behind a row; `seconds` of every step. Shared steps count for
+        every row."""
+        train_s, samples, seconds = 0.0, dict[str, int](), dict[str, float]()
+        for needed in in_order({"": step}):
+            if (manifest := self.store.manifest(needed)) is None:
+                continue
+            seconds[needed.key] = manifest["seconds"]
+            if "stage" in manifest["config"]:
+                stage = manifest["config"]["stage"]
+                train_s += manifest["seconds"]
+                for task in stage["tasks"]:
+                    samples[task] = samples.get(task, 0) + manifest["summary"]["steps"] * stage["batch_size"]
+        return {"train_s": round(train_s, 1), "samples": samples, "seconds": seconds}
 
     def compare(self, first: Values, second: Values) -> Comparison:
         """Two rows over the same clicks or pairs: resampled by query, or randomised by query note."""
@@ -98,8 +154,7 @@ class Bench:
 
     @cached_property
     def _catalogue(self) -> Catalogue:
-        graph = self.report.graphs[self.report.recipe.label][0]
-        return Catalogue.open(self.store.output(graph["catalogue"]))
+        return Catalogue.open(self.store.output(self.catalogue))
 
     @cached_property
     def _queries(self) -> Ints:
@@ -119,29 +174,14 @@ class Bench:
         masks = {name: found[part].mask for name, part in CLICK_PARTS.items() if part in found}
         return {"all": np.ones(clicks.num_rows, bool), **masks}
 
-    def costs(self, label: str, seed: int) -> dict[str, Any]:
-        """Of the training behind a row: seconds, and samples by task. Shared stages count for every row."""
-        step = self.step(label, seed)
-        seconds, samples = 0.0, dict[str, int]()
-        for needed in in_order({"": step}) if step is not None else []:
-            manifest = self.store.manifest(needed)
-            if manifest is None or "stage" not in manifest["config"]:
-                continue
-            stage = manifest["config"]["stage"]
-            seconds += manifest["seconds"]
-            for task in stage["tasks"]:
-                samples[task] = samples.get(task, 0) + manifest["summary"]["steps"] * stage["batch_size"]
-        return {"train_s": round(seconds, 1), "samples": samples}
+
+def _made() -> dict[str, Any]:
+    return {"machine": machine(), "versions": versions(PACKAGES), "commit": commit()}
 
 
-@lru_cache(maxsize=512)
-def _ranks(uri: str) -> pa.Table:
-    return load_ranks(f"{uri}.parquet")
-
-
-def open_bench(recipe: str, overrides: list[str], say: Callable[[str], None]) -> Bench:
+def open_bench(recipe: str, overrides: list[str], kept: Kept, say: Callable[[str], None]) -> Bench:
     """The rows of a recipe and its variants."""
     loaded, variants, _ = load_recipe(recipe, overrides)
     graphs = seeded_graphs({loaded.label: loaded, **variants})
     report = PairsReport(loaded, graphs) if loaded.model.note is not None else ClicksReport(loaded, graphs)
-    return Bench(report, Store(loaded.runs.root, say))
+    return Bench(report, Store(loaded.runs.root, say), kept)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from sidray.evaluation.metrics import Ranks
 from sidray.evaluation.significance import Comparison, compare_clicks
 from sidray.recipe import load_recipe
 from sidray.report_clicks import ClicksReport
@@ -21,9 +25,10 @@ sys.path.insert(0, BENCH)  # benchmarks import each other as scripts do
 
 import reproduce  # noqa: E402
 from reproduce_figures import loss_trends, saliency_trend  # noqa: E402
+from reproduce_kept import LIMIT, Kept  # noqa: E402
 from reproduce_report import report_text  # noqa: E402
-from reproduce_results import part_sizes, table_results, verdict  # noqa: E402
-from reproduce_rows import BASELINES, open_bench  # noqa: E402
+from reproduce_results import made, part_sizes, table_results, verdict  # noqa: E402
+from reproduce_rows import BASELINES, METRICS, open_bench  # noqa: E402
 from reproduce_spec import Claim, Spec, load_spec  # noqa: E402
 
 sys.path.remove(BENCH)
@@ -56,16 +61,18 @@ class Canned:
     def compare(self, first: np.ndarray, second: np.ndarray) -> Comparison:
         return compare_clicks(first, second, np.arange(200) // 4)
 
-    def costs(self, label: str, seed: int) -> dict[str, Any]:
-        return {"train_s": 12.0, "samples": {"query2item": 51200}}
+    def about(self, label: str, seed: int) -> dict[str, Any]:
+        made = {"machine": "a laptop", "versions": {"python": "3.11"}, "commit": "ab"[seed % 2]}
+        seconds = {"shared": 3600.0, f"{label}-{seed}": 600.0}
+        return {"train_s": 12.0, "samples": {"query2item": 51200}, "seconds": seconds, "made": made}
 
 
 def results(spec: Spec, rows: dict[str, list[float]], seeds: int = 3) -> dict[str, Any]:
     bench: Any = Canned(rows)
     table = spec.tables["smgr-1"]
     found = table_results(table, spec.systems["smgr"], bench, seeds) | {"sizes": part_sizes(table.parts, bench)}
-    made = reproduce.made_with(seeds) | {"wall_s": 7200.0, "figures": {}}
-    return json.loads(json.dumps({**made, "tables": {"smgr-1": {"hm": found}}}))
+    with_what = {"smgr": {"hm": made([table], bench, seeds)}}
+    return json.loads(json.dumps({"tables": {"smgr-1": {"hm": found}}, "figures": {}, "made": with_what}))
 
 
 def test_the_tables_stand_beside_the_papers(spec: Spec) -> None:
@@ -82,7 +89,7 @@ def test_the_tables_stand_beside_the_papers(spec: Spec) -> None:
     assert "of Qwen3-DualTower: 41.00; +20.00 points" in text
     assert "over seeds p = " in text
     assert "| smgr | 12 | 51,200 |" in text
-    assert "took 2.0 h" in text
+    assert "- SMGR on hm: 2.2 h on a laptop with python 3.11, of commit a, b\n" in text  # 7 rows' steps, a shared one
     assert report_text(spec, found) == text
 
 
@@ -195,24 +202,80 @@ def test_what_flows_from_the_picture() -> None:
 def test_it_reads_what_a_run_left(debug_run: str, spec: Spec, tmp_path: Path) -> None:
     """The report of a store where SMGR alone is done: its numbers are the run's, the other rows say why not."""
     root = debug_run.rsplit("/runs/", 1)[0]
-    bench = open_bench("smgr-debug", [f"runs.root={root}"], lambda line: None)
+    bench = open_bench("smgr-debug", [f"runs.root={root}"], Kept(tmp_path / "ranks", "smgr"), lambda line: None)
     reproduce.write(spec, {"smgr": {"pictograms": bench}, "notellm2": {}}, 2, tmp_path)
-    saved = json.loads((tmp_path / "results.json").read_text())["tables"]["smgr-controls"]["pictograms"]["rows"]
+    everything = json.loads((tmp_path / "results.json").read_text())
+    saved = everything["tables"]["smgr-controls"]["pictograms"]["rows"]
     run = json.loads((Path(debug_run) / "report" / "results.json").read_text())["results"]
     for name, label in (("SMGR", "smgr"), ("BM25", "BM25")):
         found = saved[name]["values"]["all clicks"]["R@10"]
         assert found == [pytest.approx(100 * run[label]["rows"]["all clicks"]["recall@10"])]
     assert saved["no SIDs"] == {"not_run": "the recipe has no row 'no-sids'"}
     assert saved["SMGR"]["samples"]["query2item"] == 2 * 6 * 32
-    assert "SMGR, controls" in (tmp_path / "report.md").read_text()
+    report = (tmp_path / "report.md").read_text()
+    assert "SMGR, controls" in report
+
+    # Elsewhere, where only the catalogue is done, what is kept gives the same report and is not computed again.
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(f"{root}/steps/{bench.catalogue.folder}", elsewhere / "steps" / bench.catalogue.folder)
+    again = open_bench("smgr-debug", [f"runs.root={elsewhere}"], Kept(tmp_path / "ranks", "smgr"), lambda line: None)
+    again.compute("smgr", 0)
+    assert [path.name for path in (elsewhere / "steps").iterdir()] == [bench.catalogue.folder]
+    reproduce.write(spec, {"smgr": {"pictograms": again}, "notellm2": {}}, 2, tmp_path)
+    assert (tmp_path / "report.md").read_text() == report
+    assert open_bench("smgr-debug", [f"runs.root={root}"], Kept(tmp_path, "none"), print).done("smgr", 1) == []
+
+    # Without the data the report stays as it is.
+    reproduce.write(spec, {"smgr": {}, "notellm2": {}}, 2, tmp_path)
+    assert (tmp_path / "report.md").read_text() == report
+    assert json.loads((tmp_path / "results.json").read_text()) == everything
+
+
+ABOUT: dict[str, Any] = {"key": "k1", "train_s": 1.5}
+
+
+@given(st.lists(st.tuples(st.integers(0, 20_000), st.integers(0, 20_000)), min_size=1))
+def test_what_is_kept_of_ranks_is_enough_for_every_metric(tmp_path_factory: Any, pairs: list[tuple[int, int]]) -> None:
+    ranks = Ranks(*np.array(pairs).T)
+    Kept(folder := tmp_path_factory.mktemp("kept"), "smgr-hm").add("a row", 2, ranks, ABOUT)
+    row = Kept(folder, "smgr-hm").find("a row", 2, "k1")
+    assert row is not None
+    assert row.about == ABOUT
+    for metric in {metric for system in load_spec().systems.values() for metric in system.metrics.values()}:
+        name, _, k = metric.partition("@")
+        assert int(k) <= LIMIT
+        np.testing.assert_array_equal(METRICS[name](*row.ranks, int(k)), METRICS[name](*ranks, int(k)))
+
+
+def test_a_row_is_kept_as_long_as_its_key_is_the_recipes(tmp_path: Path) -> None:
+    first, second = (Ranks(np.full(3, n), np.zeros(3, int)) for n in (1, 2))
+    kept = Kept(tmp_path, "smgr-hm")
+    kept.add("tiger", 0, first, ABOUT)
+    kept.add("smgr", 0, second, {**ABOUT, "key": "k2"})
+    kept.add("smgr", 1, second, ABOUT)
+    assert [kept.find(*each) is not None for each in [("tiger", 0, "k1"), ("smgr", 0, "k1"), ("tiger", 1, "k1")]] == [
+        True,
+        False,
+        False,
+    ]
+    kept.add("tiger", 0, second, {**ABOUT, "key": "k3"})
+    again = Kept(tmp_path, "smgr-hm")
+    found = again.find("tiger", 0, "k3")
+    assert again.find("tiger", 0, "k1") is None
+    assert found is not None
+    assert found.ranks.greater.tolist() == [2, 2, 2]
+    kept.add("joint", 0, Ranks(np.zeros(4, int), np.zeros(4, int)), ABOUT)  # of four clicks: those rows are of others
+    assert again.find("smgr", 0, "k2") is not None
+    assert Kept(tmp_path, "smgr-hm").find("smgr", 0, "k2") is None
 
 
 @pytest.mark.slow
 @pytest.mark.ray
 def test_a_table_with_two_seeds_from_end_to_end(ray_session: None, spec: Spec, tmp_path: Path) -> None:
     """SMGR's table 1 in the debug size; then `sidray run` finds the stages of both seeds done."""
-    benches = {"smgr": {"pictograms": open_bench("reproduce-debug", [f"runs.root={tmp_path}"], print)}, "notellm2": {}}
-    reproduce.compute(spec, benches, ["smgr-1"], 2, tmp_path / "out")
+    (out := tmp_path / "out").mkdir()
+    bench = open_bench("reproduce-debug", [f"runs.root={tmp_path}"], Kept(out / "ranks", "smgr"), print)
+    reproduce.compute(spec, {"smgr": {"pictograms": bench}, "notellm2": {}}, ["smgr-1"], 2, out)
     found = json.loads((tmp_path / "out" / "results.json").read_text())
     rows = found["tables"]["smgr-1"]["pictograms"]["rows"]
     assert {name: row.get("seeds", row.get("not_run")) for name, row in rows.items()} == dict.fromkeys(rows, 2)

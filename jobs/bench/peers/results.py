@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import json
 import os
-import platform
-import subprocess
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from .machine import commit, machine, versions
 from .table import Row, markdown
 from .venvs import pins
 
@@ -37,9 +35,9 @@ class Part:
     @classmethod
     def of(cls, rows: Sequence[Row], seconds: float) -> Part:
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        versions = {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}, "peers": pins()}
+        installed = {**versions(LIBRARIES), "peers": pins()}
         load = round(os.getloadavg()[0], 1)
-        return cls([row.as_json() for row in rows], round(seconds, 1), now, _commit(), _machine(), load, versions)
+        return cls([row.as_json() for row in rows], round(seconds, 1), now, commit(), machine(), load, installed)
 
 
 @dataclass(frozen=True)
@@ -73,17 +71,3 @@ class Results:
 
 def _told(part: dict[str, Any]) -> str:
     return f"{part['machine']}, load {part['load']}, {part['ended']}, commit {part['commit']}, {part['seconds']:.0f} s"
-
-
-def _machine() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return f"{model}, {os.cpu_count()} cores, {memory:.0f} GiB"
-
-
-def _commit() -> str:
-    """The commit, with a + where files differ from it."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+", "--exclude=*"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
