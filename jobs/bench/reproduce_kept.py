@@ -56,10 +56,13 @@ class Kept:
         columns = {name: table[name] for name in table.column_names}
         columns[label] = pa.array(np.minimum(ranks.greater, LIMIT).astype(np.uint8))
         columns[label + _TIES] = pa.array(ranks.equal.astype(np.int32))
-        metadata = {_ABOUT: json.dumps({**_about(table), label: dict(about)})}
+        metadata = {_ABOUT: json.dumps({**_about(table), label: dict(about)}).encode()}
         self._tables[seed] = pa.table(columns, metadata=metadata)
         self.folder.mkdir(parents=True, exist_ok=True)
-        pq.write_table(self._tables[seed], self._path(seed), compression="zstd")
+        path, schema = self._path(seed), self._tables[seed].schema
+        with pq.ParquetWriter(path, schema, compression="zstd", store_schema=False) as file:  # which is half as large
+            file.write_table(self._tables[seed])
+            file.add_key_value_metadata(metadata)
 
     def _table(self, seed: int) -> pa.Table:
         if seed not in self._tables:
