@@ -40,10 +40,12 @@ Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
 @dataclass(frozen=True)
 class Bench:
-    """A recipe's rows, computed in a store, and what is kept of them. `failed`: row -> why it could not be computed,
-    filled by `compute`'s caller."""
+    """A recipe's rows, computed in a store, and what is kept of them. `rows`: row -> its evaluation step of every seed;
+    `keys`: what these are kept under; `failed`: row -> why it could not be computed, filled by `compute`'s caller."""
 
     report: ClicksReport | PairsReport
+    rows: Mapping[str, Sequence[Step]]
+    keys: Mapping[str, Sequence[str]]
     store: Store
     kept: Kept
     failed: dict[str, str] = field(default_factory=dict)
@@ -52,13 +54,6 @@ class Bench:
     def on_pairs(self) -> bool:
         return isinstance(self.report, PairsReport)
 
-    @cached_property
-    def rows(self) -> dict[str, Sequence[Step]]:
-        """Row -> its evaluation step of every seed."""
-        if isinstance(self.report, PairsReport):
-            return {label: steps for label, (_, steps) in self.report.rows.items()}
-        return dict(self.report.rows)
-
     def graph(self, label: str, seed: int) -> Graph | None:
         """The graph of a variant; None when no variant has this name."""
         graphs = self.report.graphs.get(label, ())
@@ -66,8 +61,6 @@ class Bench:
 
     def step(self, label: str, seed: int) -> Step | None:
         """What must be done for a row; None when the row has fewer seeds, or is none of the recipe's."""
-        if label in BASELINES:
-            return self.report.baselines if seed == 0 else None
         steps = self.rows.get(label, ())
         return steps[seed] if seed < len(steps) else None
 
@@ -91,12 +84,12 @@ class Bench:
         name = label if label in BASELINES else RESULT
         table = load_ranks(storage.join(self.store.output(step), f"{name}.parquet"))
         ranks = Ranks(table["greater"].to_numpy(), table["equal"].to_numpy())
-        about = {"key": self._key(step), **self._costs(step), "made": _made()}
+        about = {"key": self._key(label, seed), **self._costs(step), "made": _made()}
         self.kept.add(label, seed, ranks, about)
 
     def keep_all(self, seeds: int) -> None:
         """Every row that the store has, of the first `seeds` seeds."""
-        for label in (*BASELINES, *self.rows):
+        for label in self.rows:
             for seed in range(seeds):
                 self.keep(label, seed)
 
@@ -118,12 +111,11 @@ class Bench:
         return row.about
 
     def _row(self, label: str, seed: int) -> KeptRow | None:
-        step = self.step(label, seed)
-        return None if step is None else self.kept.find(label, seed, self._key(step))
+        return None if self.step(label, seed) is None else self.kept.find(label, seed, self._key(label, seed))
 
-    def _key(self, step: Step) -> str:
-        """Of the step and of what it was evaluated on: folders of one name can hold other clicks elsewhere."""
-        return f"{step.key}-{sha256(self._queries.tobytes()).hexdigest()[:8]}"
+    def _key(self, label: str, seed: int) -> str:
+        """Of the step, wherever the data lie, and of what it was evaluated on."""
+        return f"{self.keys[label][seed]}-{sha256(self._queries.tobytes()).hexdigest()[:8]}"
 
     def _costs(self, step: Step) -> dict[str, Any]:
         """`train_s` and `samples` by task of all training behind a row; `seconds` of every step. Shared steps count for
@@ -181,7 +173,20 @@ def _made() -> dict[str, Any]:
 
 def open_bench(recipe: str, overrides: list[str], kept: Kept, say: Callable[[str], None]) -> Bench:
     """The rows of a recipe and its variants."""
+    report = _report(recipe, overrides)
+    anywhere = _report(recipe, [*overrides, "data.folder=anywhere"]) if report.recipe.data.folder else report
+    keys = {label: [step.key for step in steps] for label, steps in _rows(anywhere).items()}
+    return Bench(report, _rows(report), keys, Store(report.recipe.runs.root, say), kept)
+
+
+def _report(recipe: str, overrides: list[str]) -> ClicksReport | PairsReport:
     loaded, variants, _ = load_recipe(recipe, overrides)
     graphs = seeded_graphs({loaded.label: loaded, **variants})
-    report = PairsReport(loaded, graphs) if loaded.model.note is not None else ClicksReport(loaded, graphs)
-    return Bench(report, Store(loaded.runs.root, say), kept)
+    return PairsReport(loaded, graphs) if loaded.model.note is not None else ClicksReport(loaded, graphs)
+
+
+def _rows(report: ClicksReport | PairsReport) -> dict[str, Sequence[Step]]:
+    rows: dict[str, Sequence[Step]] = {name: [report.baselines] for name in BASELINES}
+    if isinstance(report, PairsReport):
+        return rows | {label: steps for label, (_, steps) in report.rows.items()}
+    return rows | report.rows

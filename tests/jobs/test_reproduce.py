@@ -247,6 +247,16 @@ def test_what_is_kept_of_ranks_is_enough_for_every_metric(tmp_path_factory: Any,
         np.testing.assert_array_equal(METRICS[name](*row.ranks, int(k)), METRICS[name](*ranks, int(k)))
 
 
+def test_where_the_data_lie_is_not_in_the_key_of_what_is_kept(tmp_path: Path) -> None:
+    here, there = (
+        open_bench("reproduce-hm", [f"runs.root={tmp_path}", f"data.folder={folder}"], Kept(tmp_path, "hm"), print)
+        for folder in ("a", "b")
+    )
+    assert here.rows["smgr"][0].key != there.rows["smgr"][0].key
+    assert here.keys == there.keys
+    assert len({key for keys in here.keys.values() for key in keys}) > 3 * 24  # each row and seed has one of its own
+
+
 def test_a_row_is_kept_as_long_as_its_key_is_the_recipes(tmp_path: Path) -> None:
     first, second = (Ranks(np.full(3, n), np.zeros(3, int)) for n in (1, 2))
     kept = Kept(tmp_path, "smgr-hm")
