@@ -5,8 +5,9 @@
 Every row is a row of a recipe (reproduce-*): its steps are kept under the root and are not computed twice, so the same
 command goes on where it was killed. One seed of every table comes first, then the others. After each table the report
 is written anew: report.md, results.json, pictures and, in ranks/, what each row found; rows that are not there yet say
-so. A row in ranks/ is not computed again, also on another machine. --data: the folder of the H&M articles; without it
-their tables stay as they are. --only-report: from what is done, computing nothing.
+so. --missing: only rows that ranks/ does not have, so that seeds of several machines come into one report. --data: the
+folder of the H&M articles; without it their tables stay as they are. --only-report: from what is done, computing no
+row.
 """
 
 from __future__ import annotations
@@ -61,21 +62,21 @@ def open_benches(size: str, root: str, data: str, out: Path) -> Benches:
     return benches
 
 
-def compute(spec: Spec, benches: Benches, tables: list[str], seeds: int, out: Path) -> None:
-    """Seed by seed and table by table; the report after each."""
-    for system in {spec.tables[name].system for name in tables}:
-        for bench in benches[system].values():
-            bench.store.ensure(bench.catalogue)
+def compute(spec: Spec, benches: Benches, tables: list[str], seeds: int, out: Path, missing: bool = False) -> None:
+    """Seed by seed and table by table; the report after each. missing: only what is not kept."""
+    for each in benches.values():
+        for bench in each.values():
+            _attempt(bench, "catalogue", partial(bench.store.ensure, bench.catalogue))
     for seed in range(seeds):
         for name in tables:
             table = spec.tables[name]
             for data, bench in benches[table.system].items():
                 say(f"{name} on {data}, seed {seed + 1} of {seeds}")
                 for row in table.rows.values():
-                    _attempt(bench, row.ours, partial(bench.compute, row.ours, seed))
+                    _attempt(bench, row.ours, partial(bench.compute, row.ours, seed, missing))
                 write(spec, benches, seeds, out)
         if seed == 0:
-            _compute_figures(spec, benches, tables, out)
+            _compute_figures(spec, benches, tables, _before(out)["figures"] if missing else {})
     write(spec, benches, seeds, out)
 
 
@@ -91,9 +92,9 @@ def _attempt(bench: Bench, label: str, work: Callable[[], object]) -> None:
         traceback.print_exc()
 
 
-def _compute_figures(spec: Spec, benches: Benches, tables: list[str], out: Path) -> None:
-    """Those of the systems that the tables are of, unless results.json has them."""
-    systems, drawn = {spec.tables[name].system for name in tables}, _before(out)["figures"]
+def _compute_figures(spec: Spec, benches: Benches, tables: list[str], drawn: dict[str, Any]) -> None:
+    """Those of the systems that the tables are of, without the ones that are drawn."""
+    systems = {spec.tables[name].system for name in tables}
     for name, each in spec.figures.items():
         for data, bench in benches[each.system].items() if each.system in systems else ():
             steps = figure_steps(name, bench)
@@ -138,17 +139,15 @@ def main() -> int:
     parser.add_argument("--data", default="")
     parser.add_argument("--size", choices=list(RECIPES), default="small")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--missing", action="store_true")
     parser.add_argument("--only-report", action="store_true")
     args = parser.parse_args()
     prepare_environment()
     out = args.out or OUT / ("reproduce" if args.size == "small" else f"reproduce-{args.size}")
     out.mkdir(parents=True, exist_ok=True)
     benches = open_benches(args.size, args.root, args.data, out)
-    if args.only_report:
-        write(spec, benches, args.seeds, out)
-        return 0
     with ray_cluster():
-        compute(spec, benches, args.tables, args.seeds, out)
+        compute(spec, benches, [] if args.only_report else args.tables, args.seeds, out, args.missing)
     failed = {label: why for each in benches.values() for bench in each.values() for label, why in bench.failed.items()}
     say(f"report: {out / 'report.md'}" + "".join(f"\n  {label} failed: {why}" for label, why in failed.items()))
     return 1 if failed else 0

@@ -69,33 +69,31 @@ class Bench:
         """What must be done before anything can be asked of the rows."""
         return self.report.graphs[self.report.recipe.label][0]["catalogue"]
 
-    def compute(self, label: str, seed: int) -> None:
-        """Whatever of the row is not done yet, unless the row is kept."""
+    def compute(self, label: str, seed: int, missing: bool = False) -> None:
+        """Whatever of the row is not in the store yet; missing: only of a row that is not kept."""
         step = self.step(label, seed)
-        if step is not None and self._row(label, seed) is None:
+        if step is not None and not (missing and self._row(label, seed)):
             self.store.ensure(step)
-            self.keep(label, seed)
+            self._keep(label, seed, step)
 
-    def keep(self, label: str, seed: int) -> None:
-        """Takes over a row that the store has."""
-        step = self.step(label, seed)
-        if step is None or self._row(label, seed) is not None or self.store.manifest(step) is None:
-            return
+    def keep_all(self, seeds: int) -> None:
+        """Of the first `seeds` seeds every row that the store has and that is not kept."""
+        for label in self.rows:
+            for seed in range(seeds):
+                step = self.step(label, seed)
+                if step is not None and not self._row(label, seed) and self.store.manifest(step) is not None:
+                    self._keep(label, seed, step)
+
+    def _keep(self, label: str, seed: int, step: Step) -> None:
         name = label if label in BASELINES else RESULT
         table = load_ranks(storage.join(self.store.output(step), f"{name}.parquet"))
         ranks = Ranks(table["greater"].to_numpy(), table["equal"].to_numpy())
         about = {"key": self._key(label, seed), **self._costs(step), "made": _made()}
         self.kept.add(label, seed, ranks, about)
 
-    def keep_all(self, seeds: int) -> None:
-        """Every row that the store has, of the first `seeds` seeds."""
-        for label in self.rows:
-            for seed in range(seeds):
-                self.keep(label, seed)
-
     def done(self, label: str, seeds: int) -> list[int]:
         """Of the first `seeds` seeds those that are kept, by number."""
-        return [seed for seed in range(seeds) if self._row(label, seed) is not None]
+        return [seed for seed in range(seeds) if self._row(label, seed)]
 
     def values(self, label: str, metric: str, seed: int) -> Values:
         """The metric of every click or pair: [n]."""

@@ -33,7 +33,8 @@ LOCAL_ENVIRONMENT = {  # of a cluster that this process starts for itself: no pr
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     # Ray ends all idle workers but one for each CPU, and a new one imports PyTorch for seconds before it works.
-    "RAY_num_workers_soft_limit": "8",
+    "RAY_num_workers_soft_limit": "6",
+    "RAY_worker_maximum_startup_concurrency": "4",  # of four times as many workers Ray says that they are too many
     # glibc hands a large tensor's pages back when it is freed, and the next one faults them in anew: a fifth of a step.
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(2**30),
