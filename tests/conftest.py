@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,7 +31,22 @@ hypothesis.settings.register_profile("shared", deadline=None)  # other work shar
 hypothesis.settings.load_profile("shared")
 logging.raiseExceptions = False  # Ray's loggers keep the stderr of the test that ran first, which pytest has closed
 
+MYPY = pytest.StashKey[subprocess.Popen[str]]()
 SHARED_DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """mypy runs beside the tests from the first one on, where its own is among them."""
+    if not session.config.option.collectonly and any(item.name == "test_types" for item in session.items):
+        command = ["nice", "-n", "19", sys.executable, "-m", "mypy"]
+        session.config.stash[MYPY] = subprocess.Popen(
+            command, cwd=session.config.rootpath, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if MYPY in config.stash:
+        config.stash[MYPY].kill()
 
 
 @pytest.fixture(scope="session")
