@@ -64,8 +64,8 @@ def open_benches(size: str, root: str, data: str, out: Path) -> Benches:
 
 def compute(spec: Spec, benches: Benches, tables: list[str], seeds: int, out: Path, missing: bool = False) -> None:
     """Seed by seed and table by table; the report after each. missing: only what is not kept."""
-    for each in benches.values():
-        for bench in each.values():
+    for system in {spec.tables[name].system for name in tables} or benches:
+        for bench in benches[system].values():
             _attempt(bench, "catalogue", partial(bench.store.ensure, bench.catalogue))
     for seed in range(seeds):
         for name in tables:
@@ -112,7 +112,7 @@ def write(spec: Spec, benches: Benches, seeds: int, out: Path) -> None:
         for data, bench in each.items():
             if bench.store.manifest(bench.catalogue) is None:
                 continue
-            bench.keep_all(seeds)
+            bench.keep((row.ours for table in tables.values() for row in table.rows.values()), seeds)
             for name, table in tables.items():
                 found = table_results(table, spec.systems[system], bench, seeds)
                 results["tables"].setdefault(name, {})[data] = found | {"sizes": part_sizes(table.parts, bench)}

@@ -6,7 +6,7 @@ bench.compute("tiger", 0);  bench.values("tiger", "recall@10", 0)   # of each cl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import sha256
@@ -76,9 +76,9 @@ class Bench:
             self.store.ensure(step)
             self._keep(label, seed, step)
 
-    def keep_all(self, seeds: int) -> None:
-        """Of the first `seeds` seeds every row that the store has and that is not kept."""
-        for label in self.rows:
+    def keep(self, labels: Iterable[str], seeds: int) -> None:
+        """Those of the rows that the store has, of the first `seeds` seeds, and that are not kept."""
+        for label in labels:
             for seed in range(seeds):
                 step = self.step(label, seed)
                 if step is not None and not self._row(label, seed) and self.store.manifest(step) is not None:
@@ -113,7 +113,11 @@ class Bench:
 
     def _key(self, label: str, seed: int) -> str:
         """Of the step, wherever the data lie, and of what it was evaluated on."""
-        return f"{self.keys[label][seed]}-{sha256(self._queries.tobytes()).hexdigest()[:8]}"
+        return f"{self.keys[label][seed]}-{self._asked}"
+
+    @cached_property
+    def _asked(self) -> str:
+        return sha256(self._queries.tobytes()).hexdigest()[:8]
 
     def _costs(self, step: Step) -> dict[str, Any]:
         """`train_s` and `samples` by task of all training behind a row; `seconds` of every step. Shared steps count for

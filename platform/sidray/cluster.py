@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 DATA_TASK_CPUS = 0.5
+_CORES = os.cpu_count() or 1
 _ENVIRONMENT = {
     "DS_ACCELERATOR": "cpu",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
@@ -33,8 +34,8 @@ LOCAL_ENVIRONMENT = {  # of a cluster that this process starts for itself: no pr
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     # Ray ends all idle workers but one for each CPU, and a new one imports PyTorch for seconds before it works.
-    "RAY_num_workers_soft_limit": "6",
-    "RAY_worker_maximum_startup_concurrency": "4",  # of four times as many workers Ray says that they are too many
+    "RAY_num_workers_soft_limit": str(max(6, _CORES)),
+    "RAY_worker_maximum_startup_concurrency": str(max(4, _CORES)),  # Ray warns of four times as many workers
     # glibc hands a large tensor's pages back when it is freed, and the next one faults them in anew: a fifth of a step.
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(2**30),
@@ -75,7 +76,7 @@ def ray_cluster() -> Iterator[None]:
             os.environ.setdefault(name, value)
         # One logical CPU above the cores: a 2-core laptop holds two workers and their data tasks. "local", for else Ray
         # joins the cluster that the last `ray start` on this machine noted, be it dead.
-        ray.init("local", num_cpus=max(3, (os.cpu_count() or 1)), include_dashboard=False, **quiet)
+        ray.init("local", num_cpus=max(3, _CORES), include_dashboard=False, **quiet)
     try:
         yield
     finally:
