@@ -27,7 +27,7 @@ with ray_cluster():
     import ray
     address = ray.get_runtime_context().gcs_address
     for mode in sys.argv[1:]:
-        environment = {{**os.environ, "RAY_ADDRESS": address, "RAY_AUTH_MODE": mode}}
+        environment = {{**os.environ, "RAY_ADDRESS": address, "RAY_AUTH_MODE": mode, "RAY_NUM_REDIS_GET_RETRIES": "2"}}
         if not mode:
             del environment["RAY_AUTH_MODE"]
         joined = subprocess.run([sys.executable, "-c", {JOIN!r}], env=environment, capture_output=True, text=True)

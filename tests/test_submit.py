@@ -9,8 +9,10 @@ import sysconfig
 import time
 import venv
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
 from sidray.cluster import free_port
@@ -48,8 +50,10 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     try:
         yield ready(f"http://127.0.0.1:{port}")
     finally:
-        head.terminate()
-        head.wait(120)  # it stops its processes one after another: half a minute on a busy machine
+        for each in [*psutil.Process(head.pid).children(recursive=True), head]:
+            with suppress(psutil.NoSuchProcess):
+                each.kill()  # asked to end, it waits for its processes one after another: half a minute
+        head.wait(60)
 
 
 def ready(address: str) -> str:
