@@ -20,7 +20,8 @@ from .table import Figure, Row, compare
 
 ST, DDP = "sentence-transformers", "torch DDP loop"
 OURS = SCRIPTS / "sidray_training.py"
-ITEMS, BATCH, STEPS, RATE = 4000, 64, 40, 1e-4
+ITEMS, BATCH, RATE = 4000, 64, 1e-4
+STEPS, WARM = 60, 20  # the first ones are not timed: processes still start beside them
 _RAY = "Ray's own processes and idle workers, which do not grow with the model"
 _RATE = "the processes of Ray Data's tasks start meanwhile on the same cores; DeepSpeed's engine is 5 % of a step"
 _IMPORTS = "Ray, DeepSpeed and Lance are 149 MiB of imports"
@@ -67,11 +68,15 @@ def scaling(rates: dict[str, list[float]]) -> list[Row]:
 
 def prepare(shop: Shop) -> None:
     """The steps before the stage, so that neither time nor memory of an arm has them."""
-    subprocess.run([sys.executable, OURS, _recipe(shop, 1), "--prepare"], check=True, stdout=sys.stderr)
+    subprocess.run([*_command(shop, 1), "--prepare"], check=True, stdout=sys.stderr)
 
 
 def _ours(shop: Shop, workers: int) -> Figures:
-    return run([sys.executable, OURS, _recipe(shop, workers)], threads=1)
+    return run(_command(shop, workers), threads=1)
+
+
+def _command(shop: Shop, workers: int) -> list[str]:
+    return [sys.executable, str(OURS), str(_recipe(shop, workers)), "--warm", str(WARM)]
 
 
 def _recipe(shop: Shop, workers: int) -> Path:
@@ -93,5 +98,5 @@ def _peer(setting: Setting, shop: Shop, workers: int, script: str) -> Figures:
         SCRIPTS / script,
     ]
     given: list[object] = ["--encoder", shop.encoder, "--pairs", shop.folder / "pairs.json"]
-    sizes = ["--batch", str(BATCH), "--steps", str(STEPS), "--lr", str(RATE)]
+    sizes = ["--batch", str(BATCH), "--steps", str(STEPS), "--lr", str(RATE), "--warm", str(WARM)]
     return run([*launch, *given, *sizes], threads=1)

@@ -1,6 +1,6 @@
 """A bare torch DDP loop on the pairs of the shop, in the environment of sentence-transformers. One JSON line of rank 0.
 
-torchrun --nproc_per_node=W ddp_training.py --encoder FOLDER --pairs FILE --batch 64 --steps 40
+torchrun --nproc_per_node=W ddp_training.py --encoder FOLDER --pairs FILE --batch 64 --steps 60 --lr 1e-4 --warm 20
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoModel, AutoTokenizer
 
-WARM = 2  # steps that are not timed
 TAU = 0.05
 MAX_TOKENS = 48
 
@@ -66,6 +65,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, required=True, help="of all workers together")
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--lr", type=float, required=True)
+    parser.add_argument("--warm", type=int, required=True, help="steps that are not timed")
     given = parser.parse_args()
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
@@ -91,7 +91,7 @@ def main() -> None:
         losses.append(loss.item())
         ends.append(time.perf_counter())
     if rank == 0:
-        rate = given.batch * (given.steps - WARM) / (ends[-1] - ends[WARM - 1])
+        rate = given.batch * (given.steps - given.warm) / (ends[-1] - ends[given.warm - 1])
         print(json.dumps({"samples/s": rate, "last loss": sum(losses[-10:]) / 10}))
 
 

@@ -1,6 +1,6 @@
 """Our arm of the training: one stage of a recipe through Ray Train and DeepSpeed, as `sidray run` computes it.
 
-python sidray_training.py RECIPE.yaml [--prepare]   # --prepare: the steps before it alone
+python sidray_training.py RECIPE.yaml --warm 20 [--prepare]   # --prepare: the steps before it alone
 """
 
 from __future__ import annotations
@@ -15,12 +15,11 @@ from sidray.recipe import load_recipe
 from sidray.steps import Store, Work
 from sidray.training.record import Record
 
-WARM = 2  # steps that are not timed
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("recipe")
+    parser.add_argument("--warm", type=int, required=True, help="steps that are not timed")
     parser.add_argument("--prepare", action="store_true")
     given = parser.parse_args()
     prepare_environment()
@@ -33,7 +32,7 @@ def main() -> None:
             return
         step.run(Work(folder, inputs))
         record = Record.read(folder)
-    rate, waited = record.rates(record.step - WARM)
+    rate, waited = record.rates(record.step - given.warm)
     loss = sum(row["loss"] for row in record.steps[-10:]) / 10
     print(json.dumps({"samples/s": rate, "last loss": loss, "data wait": waited}))
 

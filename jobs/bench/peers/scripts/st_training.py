@@ -1,6 +1,6 @@
 """In the environment of sentence-transformers: its trainer on the pairs of the shop. One JSON line of rank 0.
 
-torchrun --nproc_per_node=W st_training.py --encoder FOLDER --pairs FILE --batch 64 --steps 40
+torchrun --nproc_per_node=W st_training.py --encoder FOLDER --pairs FILE --batch 64 --steps 60 --lr 1e-4 --warm 20
 """
 
 from __future__ import annotations
@@ -17,8 +17,6 @@ from datasets import Dataset
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.losses import MultipleNegativesRankingLoss
 from transformers import TrainerCallback
-
-WARM = 2  # steps that are not timed
 
 
 class Clock(TrainerCallback):
@@ -43,6 +41,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, required=True, help="of all workers together")
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--lr", type=float, required=True)
+    parser.add_argument("--warm", type=int, required=True, help="steps that are not timed")
     given = parser.parse_args()
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo")
@@ -73,8 +72,8 @@ def main() -> None:
             callbacks=[clock],
         ).train()
     if torch.distributed.get_rank() == 0:
-        seconds = clock.ends[-1] - clock.ends[WARM - 1]
-        rate = given.batch * (given.steps - WARM) / seconds
+        seconds = clock.ends[-1] - clock.ends[given.warm - 1]
+        rate = given.batch * (given.steps - given.warm) / seconds
         print(json.dumps({"samples/s": rate, "last loss": clock.losses[-1]}))
 
 
