@@ -151,7 +151,7 @@ def _figure_sentence(says: str, why: Mapping[str, str], data: str, found: Found)
 
 
 def _costs(spec: Spec, results: Found) -> Iterable[str]:
-    """Of every data set: seconds of training behind a row (its first seed), and the samples that each task has seen."""
+    """Of every data set: seconds of training behind a row, and the samples that each task has seen."""
     for data in dict.fromkeys(data for found in results["tables"].values() for data in found):
         rows = {
             row["ours"]: row
@@ -166,5 +166,8 @@ def _costs(spec: Spec, results: Found) -> Iterable[str]:
         ]
         if lines:
             yield f"### {data}"
-            yield "Seconds of wall time, whatever else the machine did; stages that rows share count for each."
+            yield (
+                "Seconds of wall time, the median over the seeds, whatever else the machine did; stages that rows "
+                "share count for each."
+            )
             yield markdown_table(["row", "training, s", *tasks], lines)

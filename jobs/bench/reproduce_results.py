@@ -40,8 +40,8 @@ def _row(row: Row, table: Table, system: System, bench: Bench, seeds: int) -> Fo
         for part in table.parts:
             if (inside := bench.mask(part.ours)) is not None:
                 values.setdefault(part.name, {})[title] = [float(100 * each[inside].mean()) for each in found]
-    about = bench.about(row.ours, done[0])
-    costs = {name: about[name] for name in ("train_s", "samples")}
+    abouts = [bench.about(row.ours, seed) for seed in done]
+    costs = {"train_s": float(np.median([about["train_s"] for about in abouts])), "samples": abouts[0]["samples"]}
     return {"ours": row.ours, "seeds": len(done), "values": values, **costs}
 
 

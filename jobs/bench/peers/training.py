@@ -23,7 +23,10 @@ OURS = SCRIPTS / "sidray_training.py"
 ITEMS, BATCH, RATE = 4000, 64, 1e-4
 STEPS, WARM = 60, 20  # the first ones are not timed: processes still start beside them
 _RAY = "Ray's own processes and idle workers, which do not grow with the model"
-_RATE = "the processes of Ray Data's tasks start meanwhile on the same cores; DeepSpeed's engine is 5 % of a step"
+_RATE = (
+    "Ray's other 19 processes take .11 of the two cores that the workers fill; "
+    "DeepSpeed sums gradients after a backward pass (3 % of a step), DDP during it"
+)
 _IMPORTS = "Ray, DeepSpeed and Lance are 149 MiB of imports"
 _ORDER = "not comparable closer than this: each draws an order of the pairs of its own"
 MEMORY = Figure("peak MiB", "peak memory of all processes, MiB", True, {ST: _RAY, DDP: _RAY})
