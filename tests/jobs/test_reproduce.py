@@ -64,7 +64,7 @@ class Canned:
     def about(self, label: str, seed: int) -> dict[str, Any]:
         made = {"machine": "a laptop", "versions": {"python": "3.11"}, "commit": "ab"[seed % 2]}
         seconds = {"shared": 3600.0, f"{label}-{seed}": 600.0}
-        return {"train_s": 12.0, "samples": {"query2item": 51200}, "seconds": seconds, "made": made}
+        return {"train_s": [90.0, 12.0, 10.0][seed], "samples": {"query2item": 51200}, "seconds": seconds, "made": made}
 
 
 def results(spec: Spec, rows: dict[str, list[float]], seeds: int = 3) -> dict[str, Any]:
@@ -88,7 +88,7 @@ def test_the_tables_stand_beside_the_papers(spec: Spec) -> None:
     assert "The claim “SMGR is above the text-only dual tower” holds. R@10 of SMGR: 61.00" in text
     assert "of Qwen3-DualTower: 41.00; +20.00 points" in text
     assert "over seeds p = " in text
-    assert "| smgr | 12 | 51,200 |" in text
+    assert "| smgr | 12 | 51,200 |" in text  # the median: other work slowed the first seed
     assert "- SMGR on hm: 2.2 h on a laptop with python 3.11, of commit a, b\n" in text  # 7 rows' steps, a shared one
     assert report_text(spec, found) == text
 
