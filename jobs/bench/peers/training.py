@@ -24,7 +24,7 @@ ITEMS, BATCH, RATE = 4000, 64, 1e-4
 STEPS, WARM = 60, 20  # the first ones are not timed: processes still start beside them
 _RAY = "Ray's own processes and idle workers, which do not grow with the model"
 _RATE = (
-    "Ray's other 19 processes take .11 of the two cores that the workers fill; "
+    "Ray's other 19 processes take .11 of a core from the workers; "
     "DeepSpeed sums gradients after a backward pass (3 % of a step), DDP during it"
 )
 _IMPORTS = "Ray, DeepSpeed and Lance are 149 MiB of imports"
