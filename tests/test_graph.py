@@ -12,7 +12,8 @@ from sidray.recipe import Recipe, load_recipe
 
 
 def keys(*overrides: str, recipe: str = "smgr-hm") -> dict[str, str]:
-    loaded, _, _ = load_recipe(recipe, ["data.folder=x", *overrides])
+    folder = ["data.folder=x"] * recipe.endswith("-hm")
+    loaded, _, _ = load_recipe(recipe, [*folder, *overrides])
     return {role: step.key for role, step in build_graph(loaded.with_seeds()[0]).steps.items()}
 
 
@@ -62,6 +63,7 @@ def test_what_a_step_depends_on(override: str, changed: list[str], kept: list[st
         ("embedding.precision=fp32", ["note-cache-micl", "embed", "zero-shot"], ["grid-cache", "text-weights"]),
         ("seeds=[7]", ["stage-note2note", "index"], ["note-cache-micl", "grid-cache", "text-weights", "image-weights"]),
         ("controls.shuffle_images=1", ["stage-note2note", "zero-shot"], ["grid-cache", "note-cache-micl"]),
+        ("tokenizer.token_lr=0.5", ["stage-note2note", "embed"], ["grid-cache", "note-cache-micl", "zero-shot"]),
         ("controls.shuffle_pairs=1", ["stage-note2note", "embed"], ["grid-cache", "note-cache-micl", "zero-shot"]),
         ("embedding.batch_size=7", [], ["stage-note2note", "note-cache-micl", "index"]),
         ("evaluation.saliency_notes=9", [], ["stage-note2note", "embed"]),
@@ -89,6 +91,11 @@ def test_settings_that_came_later_are_in_no_key_at_their_defaults(override: str)
     for part in path:
         values = values[part]
     assert name not in values
+
+
+def test_a_tokenizer_of_ones_own_is_trained_on_prompts_as_they_are_cut() -> None:
+    before, after = (keys(*cut, recipe="notellm2-debug") for cut in ((), ("model.note.max_words={title: 5}",)))
+    assert before["text-weights"] != after["text-weights"]
 
 
 ORDERS = {

@@ -77,7 +77,7 @@ class Builder(ABC):
         config: Values = {"text": model.text.model_dump(mode="json", exclude=unused)}
         inputs = {}
         if model.text.weights == "random":  # its tokenizer is trained on the catalogue
-            prompts = dump(model.prompts) if model.note is None else dump(model.note, {"opening", "instruction"})
+            prompts = dump(model.prompts) if model.note is None else dump(model.note, PROMPT)
             config |= {"prompts": prompts, "tokenizer": TOKENIZER_VERSION, "seed": model.seed}
             inputs = self._same("catalogue")
         self._add("text-weights", partial(text_weights, model), TEXT_VERSION, config, inputs)
@@ -93,6 +93,7 @@ class Builder(ABC):
         self._add("index", partial(build_index, key), INDEX_VERSION, {"key": key}, self._same("table"))
 
 
+PROMPT = {"opening", "instruction", "max_words"}  # what a note's prompt depends on, beside its style
 SHOWN = {"shuffle_images", "random_images"}  # the controls that change what is embedded
 
 

@@ -13,7 +13,7 @@ from sidray.config import Values
 from sidray.embedding.cache import GRID_VERSION, NOTE_VERSION, grid_cache, note_cache
 from sidray.embedding.note_embed import VERSION as EMBED_VERSION
 from sidray.embedding.note_embed import embed_notes, zero_shot
-from sidray.graph_base import SHOWN, Builder, dump, dump_stage
+from sidray.graph_base import PROMPT, SHOWN, Builder, dump, dump_stage
 from sidray.models.note_inputs import NOTE_COLUMNS
 from sidray.models.note_settings import NoteInputs, NoteSettings, PromptStyle
 from sidray.models.sources import NOTES
@@ -24,8 +24,6 @@ from sidray.training.saliency import VERSION as SALIENCY_VERSION
 from sidray.training.saliency import check_word, trained_saliency
 from sidray.training.settings import StageSettings
 from sidray.training.stage import VERSION as STAGE_VERSION
-
-_PROMPT = {"opening", "instruction", "max_words"}  # what a cached prompt depends on, beside its style
 
 
 class NotesBuilder(Builder):
@@ -74,7 +72,7 @@ class NotesBuilder(Builder):
             recipe = self.recipe
             config: Values = {
                 "text": recipe.model.text.model_dump(mode="json", exclude={"pooling", "max_query_tokens"}),
-                "prompt": dump(self.note, _PROMPT),
+                "prompt": dump(self.note, PROMPT),
                 **dump(recipe.embedding, {"precision"}),
             }
             run = partial(note_cache, recipe.model, style, recipe.embedding)
@@ -90,6 +88,7 @@ class NotesBuilder(Builder):
             "training": dump(recipe.training, {"precision", "clip", "valid_rows"}),
             "shuffle": recipe.controls.shuffle_images,
             **dump(recipe.controls, {"shuffle_pairs"}),
+            **dump(recipe.tokenizer, {"token_lr"}),
         }
         inputs = self._inputs(self._read(stage)) | ({"start": start} if start else {})
         return self._add(f"stage-{stage.name}", StageRun(stage, recipe), STAGE_VERSION, config, inputs)
@@ -110,10 +109,10 @@ class NotesBuilder(Builder):
 
     def _zero_shot(self) -> None:
         """The untrained LM over the text, and the vision encoder: whatever the recipe's own model is made of."""
-        prompt = {name: getattr(self.note, name) for name in _PROMPT}
+        prompt = {name: getattr(self.note, name) for name in PROMPT}
         note = NoteSettings(inputs="multimodal", early=False, micl=False, late=True, **prompt)
         recipe = self.recipe.model_copy(update={"model": self.recipe.model.model_copy(update={"note": note})})
-        config = {"text": dump(recipe.model.text), "note": dump(note, _PROMPT), "image": dump(recipe.model.image)}
+        config = {"text": dump(recipe.model.text), "note": dump(note, PROMPT), "image": dump(recipe.model.image)}
         config |= {"controls": dump(recipe.controls, SHOWN), **dump(recipe.embedding, {"precision"})}
         self._add("zero-shot", partial(zero_shot, recipe), EMBED_VERSION, config, self._inputs({"text"}))
 

@@ -110,9 +110,11 @@ def test_folded_for_inference_it_says_the_same(file: Path, size: int) -> None:
 
 def test_it_can_be_trained(file: Path, pixels: torch.Tensor) -> None:
     trunk = load_efficientnet_lite("lite0", file).train()
+    before = {name: buffer.clone() for name, buffer in trunk.named_buffers()}
     trunk(pixels).square().sum().backward()
     gradients = [parameter.grad for parameter in trunk.parameters()]
     assert all(gradient is not None and bool(gradient.isfinite().all()) for gradient in gradients)
+    assert all(torch.equal(buffer, before[name]) for name, buffer in trunk.named_buffers())  # these are not saved
 
 
 @torch.no_grad()

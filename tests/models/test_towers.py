@@ -161,6 +161,14 @@ def test_only_the_named_parts_train(folder: Path) -> None:
     assert trained | {"text.sids.scale"} == set(trained_state(cut))
 
 
+def test_a_head_of_its_own_above_a_cut_is_frozen_as_it_is_not_saved(folder: Path) -> None:
+    cut = build_towers(folder / "text", folder / "image", cut_settings(folder, 2), 4, with_frozen=False)
+    head = cut.text.lm.get_output_embeddings()
+    head.weight = torch.nn.Parameter(head.weight.detach().clone())
+    set_trainable(cut, ["text", "sids"])
+    assert {name for name, p in cut.named_parameters() if p.requires_grad} <= set(trained_state(cut))
+
+
 def test_a_checkpoint_of_another_model_is_refused(folder: Path, tmp_path: Path) -> None:
     towers = tiny_towers(folder, 4)
     path = tmp_path / "towers.safetensors"

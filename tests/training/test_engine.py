@@ -46,6 +46,23 @@ def test_a_part_learns_at_its_own_rate(tmp_path: Path) -> None:
     assert set(rates) == {name for name, parameter in module.named_parameters() if parameter.requires_grad}
 
 
+def test_sid_tokens_have_a_multiple_of_their_rate(tmp_path: Path) -> None:
+    stage = StageSettings(name="s", tasks={"doc2docid": 1.0}, lr=1e-3, rates={"sids": 2.0})
+    module = StageModule(tiny_towers(tmp_path, 9), stage)
+    (rate,) = [
+        group["lr"]
+        for group in parameter_groups(module, stage, token_lr=0.25)
+        if any(parameter is module.model.text.sids.weight for parameter in group["params"])  # type: ignore[union-attr]
+    ]
+    assert rate == pytest.approx(5e-4)
+
+
+def test_a_stage_begins_with_dropout(tmp_path: Path) -> None:
+    """Pretrained weights come in eval mode."""
+    module = StageModule(tiny_mlrm(tmp_path).eval(), StageSettings(name="s", tasks={"note2note": 1.0}))
+    assert all(each.training for each in module.modules())
+
+
 def test_only_zero_3_offloads() -> None:
     parts = deepspeed_config(TrainingSettings(zero_stage=3, offload="optimizer"), 8, False)["zero_optimization"]
     assert {name for name, value in parts.items() if name.startswith("offload_")} == {"offload_optimizer"}

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,6 +16,7 @@ from sidray.training.new_tokens import start_standards
 from tests.models.tiny import pairs_batch, tiny_mlrm
 
 ITEMS = 40
+TRAIN = np.arange(8, ITEMS)  # the items of train pairs
 
 
 class Fetch:
@@ -22,7 +24,7 @@ class Fetch:
 
     def __init__(self, batch: dict[str, torch.Tensor]) -> None:
         self.batch = batch
-        self.catalogue = SimpleNamespace(n_items=ITEMS)
+        self.catalogue = SimpleNamespace(paired_items={"train": TRAIN}.__getitem__)
 
     def __call__(self, rows: Any) -> dict[str, torch.Tensor]:
         return {name: value[torch.as_tensor(rows)] for name, value in self.batch.items()}
@@ -30,12 +32,15 @@ class Fetch:
 
 @pytest.mark.parametrize("pictures", [True, False])
 @torch.no_grad()
-def test_words_and_pictures_are_standardised_over_all_notes(tmp_path: Path, pictures: bool) -> None:
-    model = tiny_mlrm(tmp_path).eval()
+def test_words_and_pictures_are_standardised_over_the_train_notes(tmp_path: Path, pictures: bool) -> None:
+    model = tiny_mlrm(tmp_path).train()
     batch = pairs_batch(model, ITEMS // 2)
     batch["image.present"] &= pictures
-    start_standards(model, cast(NoteFetch, Fetch(batch)))
-    notes = note_input(batch, "note")
+    fetch = Fetch(batch)
+    start_standards(model, cast(NoteFetch, fetch))
+    assert model.training
+    model.eval()
+    notes = note_input(fetch(TRAIN), "note")
     assert notes.text is not None
     assert notes.image is not None
     grid = model.grid(notes.image)

@@ -27,7 +27,7 @@ class Fetch:
         self.mean[5] = 50
         self.states = self.mean + self.deviation * rng.standard_normal((ITEMS, WORDS, width))
         self.states[:, 0] *= 100
-        self.catalogue = SimpleNamespace(n_items=ITEMS)
+        self.catalogue = SimpleNamespace(paired_items={"train": np.arange(ITEMS)}.__getitem__)
 
     def segments(self, rows: Any, style: str) -> list[Segment]:
         ids = np.array([*range(WORDS), VISUAL], np.int64)

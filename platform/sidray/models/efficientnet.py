@@ -59,6 +59,15 @@ class EfficientNetLite(nn.Module):
 
     has_cls = False
 
+    def train(self, mode: bool = True) -> EfficientNetLite:
+        """Batch norms keep the statistics of their weights, as is usual where batches are small: they are not saved
+        with what stages train."""
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        return self
+
     def forward(self, pixels: Tensor) -> Tensor:
         """uint8 [B, 3, S, S], RGB -> means over all places, [B, width]."""
         return torch.cat([output.mean((2, 3)) for output in self._outputs(pixels)], 1)

@@ -43,8 +43,10 @@ def set_trainable(model: TrainedModel, names: Sequence[str]) -> None:
     for name in names:
         for module in groups.get(name, []):
             module.requires_grad_(True)
-    if model.text.cut:
-        model.text.lm.get_input_embeddings().weight.requires_grad_(False)
+    if model.text.cut:  # the output embeddings too, tied or not: neither is saved (is_cached)
+        for embeddings in (model.text.lm.get_input_embeddings(), model.text.lm.get_output_embeddings()):
+            if embeddings is not None:
+                embeddings.requires_grad_(False)
     for name, parameter in model.named_parameters():
         if name.endswith((".scale", ".mean")):
             parameter.requires_grad_(False)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
-from sidray.models.towers import Batch, TextInput
+from sidray.models.towers import Batch
 from sidray.tasks.base import Metrics, Task
 from sidray.tasks.losses import distinct, global_mean
 from sidray.tasks.views import ItemKind, Views
+
+Logits = Callable[[Tensor], Tensor]
 
 
 def next_tokens(batch: Batch, name: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -27,17 +31,31 @@ class Generative(Task[Views]):
     def columns(self, item_kind: ItemKind) -> frozenset[str]:
         return frozenset({self.name})
 
-    def scores(self, views: Views, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits [n, vocabulary] of the hidden states [n, d], and the targets in that vocabulary."""
-        return views.towers.text.logits(hidden), targets
+    def vocabulary_of(self, views: Views, targets: Tensor) -> tuple[Logits, Tensor]:
+        """The softmax's vocabulary: hidden states [n, d] -> logits [n, vocabulary], and the targets [n] in it."""
+        return views.towers.text.logits, targets
 
     def loss(self, views: Views) -> tuple[Tensor, Metrics]:
         row, position, targets = next_tokens(views.batch, self.name)
-        hidden = views.towers.hidden(TextInput.of_batch(views.batch, self.name))  # [b, T, d]
-        logits, targets = self.scores(views, hidden[row, position], targets)
-        losses = F.cross_entropy(logits.float(), targets, reduction="none")
-        accuracy = (logits.argmax(-1) == targets).float().mean()
-        return global_mean(losses, torch.ones_like(losses)), {"token accuracy": accuracy.detach()}
+        hidden = views.hidden(self.name)[row, position]  # [n, d]
+        logits, targets = self.vocabulary_of(views, targets)
+        losses, right = cross_entropy(logits, hidden, targets, views.chunk * -(-len(targets) // len(views)))
+        return global_mean(losses, torch.ones_like(losses)), {"token accuracy": right.float().mean()}
+
+
+def cross_entropy(logits: Logits, hidden: Tensor, targets: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
+    """Of each target [n] its loss, and whether it scores highest. With `chunk` > 0 the logits, which take most of the
+    memory, are of so many targets at a time and made again in the backward pass."""
+
+    def scored(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        scores = logits(hidden)
+        return F.cross_entropy(scores.float(), targets, reduction="none"), scores.detach().argmax(-1) == targets
+
+    if not chunk or len(targets) <= chunk:
+        return scored(hidden, targets)
+    parts = zip(torch.split(hidden, chunk), torch.split(targets, chunk), strict=True)
+    losses, right = zip(*(checkpoint(scored, *part, use_reentrant=False) for part in parts), strict=True)
+    return torch.cat(losses), torch.cat(right)
 
 
 class Doc2DocId(Generative):
@@ -46,10 +64,10 @@ class Doc2DocId(Generative):
     name = "doc2docid"
     rows = "items"
 
-    def scores(self, views: Views, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def vocabulary_of(self, views: Views, targets: Tensor) -> tuple[Logits, Tensor]:
         sids = views.towers.text.sids
         assert sids is not None
-        return sids(hidden=hidden), targets - views.towers.base
+        return lambda hidden: sids(hidden=hidden), targets - views.towers.base
 
 
 class Causal(Generative):
@@ -61,12 +79,12 @@ class Causal(Generative):
     def __init__(self, vocabulary: Literal["full", "batch"] = "full") -> None:
         self.vocabulary = vocabulary
 
-    def scores(self, views: Views, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def vocabulary_of(self, views: Views, targets: Tensor) -> tuple[Logits, Tensor]:
         text = views.towers.text
         if self.vocabulary == "full":
-            return text.logits(hidden), targets
+            return text.logits, targets
         tokens = distinct(targets, text.vocabulary)
-        return text.logits_of(hidden, tokens), torch.searchsorted(tokens, targets)
+        return lambda hidden: text.logits_of(hidden, tokens), torch.searchsorted(tokens, targets)
 
 
 class CausalSids(Causal):

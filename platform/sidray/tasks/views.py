@@ -45,6 +45,13 @@ class Views:
     def _encode(self, encode: Callable[[Input], Tensor], inputs: Input) -> Tensor:
         return torch.cat(in_chunks(encode, inputs, self.chunk))
 
+    def __len__(self) -> int:
+        return len(self.batch["item_row"])
+
+    def hidden(self, name: str) -> Tensor:
+        """The last hidden states of whole sequences, [b, T, d]."""
+        return self._encode(self.towers.hidden, TextInput.of_batch(self.batch, name))
+
     def encode_text(self, name: str) -> Tensor:
         return self._encode(self.towers.encode_text, TextInput.of_batch(self.batch, name))
 

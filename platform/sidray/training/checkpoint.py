@@ -196,9 +196,11 @@ class Checkpoints:
             for problem in pool.map(lambda item: _problem(folder, *item), manifest.files.items()):
                 if problem:
                     raise TornError(problem)
-        for towers, (size, _) in manifest.towers.items():
-            if storage.size_of(storage.join(self.uri, towers)) != size:
-                raise TornError(f"{towers}, its best towers, is missing or short")
+        for towers, expected in manifest.towers.items():
+            best = storage.join(self.uri, towers)
+            there = storage.local_copy(best, scratch) if storage.exists(best) else scratch / towers
+            if problem := _problem(there.parent, towers, expected):
+                raise TornError(f"of its best towers, {problem}")
         return folder, manifest
 
     def _check(self, manifest: Manifest) -> None:

@@ -26,13 +26,13 @@ def linear_schedule(steps: int, warmup: float) -> Any:
 
 def parameter_groups(module: StageModule, stage: StageSettings, token_lr: float) -> list[dict[str, Any]]:
     """Matrices decay; biases, norms and SID tokens do not. A part learns at its `rates` times the stage's rate, SID
-    tokens at `token_lr` times it."""
+    tokens (and <IMG_EMB>) at `token_lr` times that of `sids`."""
     rates = _rates(module.model, stage)
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             token = ".sids." in name
-            rate = token_lr if token else rates.get(parameter, 1.0)
+            rate = token_lr * stage.rates.get("sids", 1.0) if token else rates.get(parameter, 1.0)
             decay = stage.weight_decay if parameter.ndim > 1 and not token else 0.0
             groups.setdefault((stage.lr * rate, decay), []).append(parameter)
     return [{"params": params, "lr": lr, "weight_decay": decay} for (lr, decay), params in groups.items()]

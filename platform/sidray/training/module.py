@@ -28,6 +28,7 @@ class StageModule(nn.Module):
         self.stage = stage
         self.chunk = chunk
         self.tasks: dict[Task[Any], float] = {make_task(name, stage): weight for name, weight in stage.tasks.items()}
+        self.train()  # dropout from the first step on: pretrained weights come in eval mode
 
     @property
     def weights(self) -> dict[str, float]:

@@ -43,7 +43,7 @@ def start_visual_tokens(model: Mlrm, fetch: NoteFetch) -> None:
     nearly so: one deviation for all."""
     if model.connector is None:
         return
-    segments = fetch.segments(sample(fetch.catalogue), model.note.prompt("multimodal"))
+    segments = fetch.segments(paired_sample(fetch.catalogue), model.note.prompt("multimodal"))
     states = usual(text_states(model.text, [_text_of(segment, model.base) for segment in segments]))
     model.connector.mean.copy_(states.mean(0))
     model.connector.scale.copy_(states.std(0))
@@ -54,11 +54,12 @@ def start_visual_tokens(model: Mlrm, fetch: NoteFetch) -> None:
 
 @torch.no_grad()
 def start_standards(model: Mlrm, fetch: NoteFetch) -> None:
-    """Fits what standardises the compressed words and the picture's whole on the first items."""
+    """Fits what standardises the compressed words and the picture's whole on notes of train pairs, without dropout."""
+    training = model.training
     model.eval()
     words: list[torch.Tensor] = []
     wholes: list[torch.Tensor] = []
-    rows = sample(fetch.catalogue)
+    rows = paired_sample(fetch.catalogue)
     for start in range(0, len(rows), 32):
         notes = note_input(fetch(rows[start : start + 32]), "note")
         grid = None if notes.image is None else model.grid(notes.image)
@@ -71,6 +72,7 @@ def start_standards(model: Mlrm, fetch: NoteFetch) -> None:
     if words:
         for standard, values in zip(model.standards, torch.cat(words).unbind(1), strict=True):
             cast(Standard, standard).fit(values)
+    model.train(training)
 
 
 def _text_of(segment: Segment, base: int) -> Segment:
@@ -82,6 +84,11 @@ def _text_of(segment: Segment, base: int) -> Segment:
 def sample(catalogue: Catalogue) -> Rows:
     """The rows of the first items."""
     return np.arange(min(SAMPLE, catalogue.n_items))
+
+
+def paired_sample(catalogue: Catalogue) -> Rows:
+    """The rows of the first items of train pairs."""
+    return catalogue.paired_items("train")[:SAMPLE]
 
 
 def text_states(text: TextEncoder, segments: Sequence[Segment]) -> torch.Tensor:
