@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow.fs as pafs
@@ -34,6 +35,16 @@ def test_write_read_list_delete(tmp_path: Path) -> None:
     assert not storage.exists(uri)
     assert storage.list_names(str(tmp_path / "deep")) == []
     storage.delete(uri)  # deleting nothing is no error
+
+
+def test_threads_may_write_one_file_at_once(tmp_path: Path) -> None:
+    uri = str(tmp_path / "lease.json")
+    with ThreadPoolExecutor(2) as pool:
+        writes = [pool.submit(storage.write_json, uri, {"n": n}) for n in range(400)]
+        for write in writes:
+            write.result()
+            storage.read_json(uri)
+    assert storage.list_names(str(tmp_path)) == ["lease.json"]
 
 
 def test_a_remote_folder_becomes_a_local_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

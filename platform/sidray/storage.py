@@ -16,6 +16,7 @@ import os
 import random
 import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -233,7 +234,7 @@ def write_bytes(uri: str, data: bytes) -> None:
         local = isinstance(filesystem, pafs.LocalFileSystem)
         if local:  # object stores have no folders
             filesystem.create_dir(os.path.dirname(path), recursive=True)
-        target = f"{path}.{os.getpid()}.tmp" if local else path
+        target = f"{path}.{uuid.uuid4().hex}.tmp" if local else path  # threads too may write it at once
         with filesystem.open_output_stream(target, compression=None) as stream:
             stream.write(data)
         if local:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 from pathlib import Path
 
@@ -81,11 +82,14 @@ def test_old_generations_go_and_those_kept_can_be_gone_back_to(run: RunFolder, m
     for number in range(4):
         item_table.append(collection.table, item_table.tombstones([f"i00{number}"]))
         names.append(collection.fold(shards=2 if number < 2 else 1).name)
-    assert [each.name for each in collection.pointer().generations] == names[-2:]
-    assert sorted(path.name for path in (Path(collection.uri) / "generations").iterdir()) == sorted(names[-2:])
+    kept = names[-3:]  # the last two, and the newest of two shards: a service that has as many goes on with it
+    assert [(each.name, each.shards) for each in collection.pointer().generations] == list(
+        zip(kept, (2, 1, 1), strict=True)
+    )
+    assert sorted(path.name for path in (Path(collection.uri) / "generations").iterdir()) == sorted(kept)
     assert PartitionedIndex.load(run.output("index"), threads=1).manifest.count == 6  # the run's own
     versions = [each["version"] for each in item_table.open_version(collection.table).versions()]
-    assert len(versions) <= 3
+    assert len(versions) <= 4
     collection.rollback()
     assert indexed(collection) == ids(collection) == {"i003", "i004", "i005"}
 
@@ -114,6 +118,36 @@ def test_an_index_that_cannot_be_read_is_built_again(run: RunFolder) -> None:
     collection.check()
     assert indexed(collection) == ids(collection)
     assert collection.fold() == first
+
+
+def test_a_fold_that_fails_leaves_nothing_for_ever(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    collection = Collection.of(run)
+
+    def fails(*_: object, **__: object) -> None:
+        (Path(collection.uri) / "generations" / "half").mkdir(parents=True, exist_ok=True)
+        raise SystemError("killed")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module.index_module, "build", fails)
+        for number in range(3):
+            item_table.append(collection.table, item_table.tombstones([f"i00{number}"]))
+            with pytest.raises(SystemError):
+                collection.fold()
+    collection.fold()
+    names = [each.name for each in collection.pointer().generations]
+    assert sorted(item_table.open_version(collection.table).tags.list()) == sorted(names)
+    assert [path.name for path in (Path(collection.uri) / "generations").iterdir()] == names[1:]
+
+
+def test_a_run_that_was_computed_anew_does_not_go_on_with_the_old_vectors(run: RunFolder) -> None:
+    Collection.of(run)
+    anew = dataclasses.replace(run, steps={**run.steps, "embed": "embed-9999"})
+    collection = Collection.of(anew)
+    for work in (collection.check, collection.fold):
+        with pytest.raises(
+            UserError, match=r"holds vectors of model tiny-0123, the run is of tiny-9999\n  remedy: .*delete"
+        ):
+            work()
 
 
 def test_tidying_joins_small_files_and_drops_old_versions(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:

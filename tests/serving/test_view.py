@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sidray.embedding.pool import vector_column
+from sidray.errors import StorageError
 from sidray.retrieval import item_table
 from sidray.retrieval.collection import Collection
 from sidray.serving.follower import Follower
@@ -186,6 +187,32 @@ def test_a_damaged_generation_is_refused_and_the_one_before_serves(collection: C
     follower.refresh()
     assert follower.view.generation == mended != generation.name
     agrees(follower.view, collection, 0)
+
+
+def test_a_generation_that_cannot_be_read_now_is_tried_again(
+    collection: Collection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a rollback too: rows that are gone must not be served for ever."""
+    follower = Follower(collection, FOREVER)
+    item_table.append(collection.table, rows([IDS[0]], 1))
+    collection.fold()
+    follower.refresh()
+    collection.rollback()
+    load = follower._load_index
+    monkeypatch.setattr(follower, "_load_index", _fails)
+    follower.refresh()
+    assert follower.view.item(IDS[0])["title"] == "new 1"  # type: ignore[index]
+    monkeypatch.setattr(follower, "_load_index", load)
+    follower.refresh()  # soon after
+    assert follower.view.epoch == 0
+    monkeypatch.setattr(follower, "_retry_at", 0.0)
+    follower.refresh()
+    agrees(follower.view, collection, 0)
+    assert follower.view.item(IDS[0])["title"] == "title 0"  # type: ignore[index]
+
+
+def _fails(*_: object, **__: object) -> None:
+    raise StorageError("AWS Error SLOW_DOWN")
 
 
 def test_the_storage_may_go_away(collection: Collection, tmp_path: Path) -> None:

@@ -271,6 +271,26 @@ async def test_much_was_written_or_some_long_ago_starts_one_fold(run: RunFolder)
     assert folds.count == 2
 
 
+async def test_a_fold_that_fails_is_tried_again_later(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    folds = 0
+
+    async def fails(run: RunFolder) -> None:
+        nonlocal folds
+        folds += 1
+        raise OSError("the disk is full")
+
+    writer = Writer(run, WriterSettings(commit_ms=1, fold_rows=1), Encoder(), fails)
+    await writer.put([item("a1")])
+    for _ in range(5):
+        await writer.check_health()
+        await asyncio.sleep(0)
+    assert folds == 1
+    monkeypatch.setattr(writer, "_fold_from", 0.0)
+    await writer.check_health()
+    await asyncio.sleep(0)
+    assert folds == 2
+
+
 async def test_many_commits_are_tidied(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "TIDY_COMMITS", 5)
     writer = writer_of(run, Encoder())

@@ -26,7 +26,7 @@ from sidray.retrieval import index as index_module
 from sidray.retrieval import item_table
 from sidray.retrieval.shards import all_shards
 
-KEEP = 5  # generations to which a rollback is possible
+KEEP = 5  # generations, the current one among them: a rollback is possible to the others
 KEEP_VERSIONS_FOR = datetime.timedelta(minutes=2)  # of the table, beside the tagged ones: readers may be in them
 TIDY_ROWS = 1024  # in the files that `tidy` makes
 WAIT_S = 10.0  # for another process to end what it does with the collection
@@ -60,6 +60,10 @@ class Pointer:
         return next((each for each in reversed(self.generations) if each.shards == shards), None)
 
 
+class OtherModelError(UserError):
+    """The vectors of a collection are of another model than the run's."""
+
+
 class Collection:
     def __init__(self, root: str, name: str, model_key: str) -> None:
         self.root = root
@@ -69,6 +73,7 @@ class Collection:
         self.table = storage.join(self.uri, "items.lance")
         self.events = storage.join(self.uri, "events")
         self._pointer = storage.join(self.uri, "current.json")
+        self._generations = storage.join(self.uri, "generations")
 
     @classmethod
     def of(cls, run: RunFolder) -> Collection:
@@ -100,9 +105,10 @@ class Collection:
 
     def fold(self, shards: int = 0) -> Generation:
         """Builds a generation of the table's latest version, if anything was written since the last one, that one
-        cannot be read, or has another number of shards (0: as it has); then compacts the table. Keeps the last KEEP.
+        cannot be read, or has another number of shards (0: as it has); then compacts the table. Keeps the last KEEP,
+        and the newest of each number of shards: a service that was deployed with it goes on from there.
 
-        Raises UserError when another process folds or rolls back."""
+        Raises UserError when another process folds or rolls back, and for a collection of another model."""
         with Lease(self.uri, wait_s=WAIT_S) as lease:
             pointer = self.pointer()
             if not pointer.settled:
@@ -114,12 +120,13 @@ class Collection:
             written = self._rows(version) != self._rows(current.table_version)
             if known is not None and not written and shards == current.shards:
                 return current
+            self._sweep(pointer)
             generation = self._build(version, known or [], shards)
-            generations = (*pointer.generations, generation)
             lease.confirm()
-            self._point(Pointer(pointer.epoch, True, generations[-KEEP:]))
+            pointer = Pointer(pointer.epoch, True, _kept((*pointer.generations, generation)))
+            self._point(pointer)
             item_table.compact(self.table, version)
-            self._prune(generations[:-KEEP])
+            self._sweep(pointer)
             return generation
 
     def tidy(self, until: int) -> None:
@@ -131,9 +138,12 @@ class Collection:
                 item_table.clean(self.table, KEEP_VERSIONS_FOR)
 
     def check(self) -> None:
-        """Raises UserError when the current index is missing, or of a format that this version does not read."""
+        """Raises UserError when the current index is missing, or of a format that this version does not read, or of
+        another model."""
         try:
             self._read_partitions(self.pointer().current)
+        except OtherModelError:
+            raise
         except UserError as error:
             raise UserError(error.problem, "build it again: sidray reindex RUN") from error
 
@@ -141,12 +151,20 @@ class Collection:
         """Those that its index knows; None when it cannot be read and must be built again."""
         try:
             return self._read_partitions(generation)
+        except OtherModelError:
+            raise
         except UserError:
             return None
 
     def _read_partitions(self, generation: Generation) -> list[str]:
         folders = [self.index_folder(generation, shard) for shard in range(generation.shards)]
-        return [name for folder in folders for name in index_module.read_manifest(folder).partitions]
+        manifests = [index_module.read_manifest(folder) for folder in folders]
+        for manifest in manifests:
+            if manifest.model_key != self.model_key:
+                problem = f"{self.uri} holds vectors of model {manifest.model_key}, the run is of {self.model_key}"
+                remedy = f"the run was computed anew: delete {self.uri}, and send again what was written to the service"
+                raise OtherModelError(problem, remedy)
+        return [name for manifest in manifests for name in manifest.partitions]
 
     def _rows(self, version: int) -> int:
         """In the log: with every write there are more."""
@@ -155,7 +173,7 @@ class Collection:
     def _build(self, version: int, partitions: list[str], shards: int) -> Generation:
         """A search in one of `partitions` whose items are all gone finds nothing, and is no mistake."""
         name = f"generation-{version}-{datetime.datetime.now(datetime.UTC):%Y%m%dT%H%M%S.%f}"
-        folder = storage.relative(storage.join(self.uri, "generations", name), self.root)
+        folder = storage.relative(storage.join(self._generations, name), self.root)
         generation = Generation(name, folder, version, shards)
         item_table.tag(self.table, name, version)
         for shard in all_shards(shards):  # one after the other: memory holds the rows of one
@@ -173,20 +191,29 @@ class Collection:
             kept = _until(pointer.generations, name)
             self._point(Pointer(pointer.epoch, False, pointer.generations))
             item_table.restore(self.table, kept[-1].table_version)
-            self._point(Pointer(pointer.epoch + 1, True, kept))
-            self._prune(pointer.generations[len(kept) :])
+            pointer = Pointer(pointer.epoch + 1, True, kept)
+            self._point(pointer)
+            self._sweep(pointer)
             return kept[-1]
 
-    def _prune(self, generations: tuple[Generation, ...]) -> None:
-        """The first generation's index belongs to the run and stays."""
-        for generation in generations:
-            item_table.untag(self.table, generation.name)
-            if generation.index.startswith("collections/"):
-                storage.delete(storage.join(self.root, generation.index))
+    def _sweep(self, pointer: Pointer) -> None:
+        """Deletes the generations that the pointer does not name, among them what a fold that failed or was killed has
+        left. The first one's index belongs to the run and stays."""
+        names = [generation.name for generation in pointer.generations]
+        item_table.untag_others(self.table, names)
+        for name in storage.list_names(self._generations):
+            if name not in names:
+                storage.delete(storage.join(self._generations, name))
         item_table.clean(self.table, KEEP_VERSIONS_FOR)
 
     def _point(self, pointer: Pointer) -> None:
         storage.write_json(self._pointer, asdict(pointer))
+
+
+def _kept(generations: tuple[Generation, ...]) -> tuple[Generation, ...]:
+    """The last KEEP, and the newest of each number of shards."""
+    newest = {generation.shards: generation for generation in generations}
+    return tuple(each for each in generations if each in generations[-KEEP:] or newest[each.shards] == each)
 
 
 def _until(generations: tuple[Generation, ...], name: str) -> tuple[Generation, ...]:

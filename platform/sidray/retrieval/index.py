@@ -34,7 +34,7 @@ from sidray.errors import UserError, nearest
 from sidray.retrieval.coarse import KS, Lists, cut, search_range
 from sidray.retrieval.exact import Floats, Ints, unit
 from sidray.retrieval.spill import large
-from sidray.retrieval.staging import sha256, stage
+from sidray.retrieval.staging import Staged, sha256, stage
 
 FORMAT = 3
 IVF_ABOVE = 20_000  # items: a scan of so many 128-d vectors takes about 0.3 ms
@@ -119,14 +119,17 @@ class PartitionedIndex:
         self._by_id = by_id  # [N], rows in the order of their item_id
         self._ranges = dict(zip(manifest.partitions, pairwise(manifest.offsets), strict=True))
         self._whole = self._joined(self._ranges.values())
+        self._staged: Staged | None = None  # held as long as the index is used
 
     @classmethod
     def load(cls, folder: str, threads: int) -> PartitionedIndex:
         """Verifies the checksums and maps the files. `threads`: how many one search may use.
 
-        An index on another filesystem is copied to the temporary folder first, once for all processes of a machine.
+        An index on another filesystem is copied to the temporary folder first, once for all processes of a machine, and
+        deleted there some time after the last of them has let it go.
         Raises UserError when a file is missing, truncated or altered."""
-        local = stage(folder, _FILES, _MANIFEST, Path(tempfile.gettempdir()) / "sidray-index")
+        staged = stage(folder, _FILES, _MANIFEST, Path(tempfile.gettempdir()) / "sidray-index")
+        local = staged.folder
         manifest = read_manifest(str(local))
         for name, expected in manifest.sha256.items():
             if not (local / name).is_file() or sha256(local / name) != expected:
@@ -139,7 +142,9 @@ class PartitionedIndex:
         whole = vectors.shape == (manifest.count, manifest.dimension) and len(items) == len(by_id) == manifest.count
         if not (known and whole):
             raise UserError(f"the files of index {folder} disagree with its manifest", _REBUILD)
-        return cls(manifest, vectors, _read_lists(local, manifest), items, by_id, threads)
+        index = cls(manifest, vectors, _read_lists(local, manifest), items, by_id, threads)
+        index._staged = staged
+        return index
 
     @property
     def partitions(self) -> list[str]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import datetime
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import lance
@@ -167,10 +167,12 @@ def tag(uri: str, name: str, version: int) -> None:
         tags.create(name, version)
 
 
-def untag(uri: str, name: str) -> None:
+def untag_others(uri: str, names: Collection[str]) -> None:
+    """Removes all tags but these."""
     tags = open_version(uri).tags
-    if name in tags.list():
-        tags.delete(name)
+    for name in tags.list():
+        if name not in names:
+            tags.delete(name)
 
 
 def restore(uri: str, version: int) -> None:

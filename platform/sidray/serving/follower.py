@@ -1,7 +1,7 @@
 """Keeps a replica's View fresh: a thread that polls the table and the pointer, and swaps one reference.
 
-A new generation is loaded beside the old one, which goes on serving meanwhile; one that cannot be loaded is refused,
-once, with a line in the log, and the old one stays.
+A new generation is loaded beside the old one, which goes on serving meanwhile; one that is damaged is refused, once,
+with a line in the log, and the old one stays. So it does while the storage is away: then loading is tried again.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from sidray.retrieval.shards import WHOLE, Shard
 from sidray.serving.metrics import FreshnessMetrics
 from sidray.serving.view import View
 
+RETRY_S = 30.0  # after a generation could not be read
 _LOGGER = logging.getLogger("ray.serve")
 
 
@@ -37,7 +38,8 @@ class Follower:
         self._shard = shard
         self._load_index = _gpu_loader() if on_gpu else PartitionedIndex.load
         self._poll_s = poll_s
-        self._refused: Generation | None = None
+        self._refused: tuple[int, str] | None = None  # epoch and name of a generation
+        self._retry_at = 0.0
         self._poke = threading.Event()
         pointer = collection.pointer()
         self._reader, self.view = self._load(pointer, self._newest(pointer))
@@ -58,7 +60,8 @@ class Follower:
         """One look. Raises OSError or UserError when the storage does not answer."""
         pointer = self._collection.pointer()
         view, newest = self.view, self._newest(pointer)
-        if (pointer.epoch, newest.name) != (view.epoch, view.generation) and newest != self._refused:
+        wanted = (pointer.epoch, newest.name)
+        if wanted not in ((view.epoch, view.generation), self._refused) and time.monotonic() >= self._retry_at:
             self._switch(pointer, newest)
         news = self._reader.read()
         delta = self.view.delta if news is None else self.view.delta.plus(news)
@@ -81,8 +84,11 @@ class Follower:
         try:
             self._reader, self.view = self._load(pointer, newest)
             _LOGGER.info("serving generation %s", newest.name)
-        except (UserError, OSError, ValueError) as error:
-            self._refused = newest
+        except (OSError, ValueError) as error:  # StorageError among them
+            self._retry_at = time.monotonic() + RETRY_S
+            _LOGGER.warning("cannot load generation %s, %s stays for now: %s", newest.name, self.view.generation, error)
+        except UserError as error:
+            self._refused = pointer.epoch, newest.name
             _LOGGER.error("generation %s is refused, %s stays: %s", newest.name, self.view.generation, error)
 
     def _load(self, pointer: Pointer, generation: Generation) -> tuple[LogReader, View]:

@@ -38,6 +38,7 @@ from sidray.serving.table_log import TableLog
 _LOGGER = logging.getLogger("ray.serve")
 Encode = Callable[[list[NewItem]], Awaitable[EncodedItems]]
 T = TypeVar("T")
+FOLD_AGAIN_S = 60.0  # after one that failed
 TIDY_COMMITS = 256  # an append takes 5 ms after so many, 18 ms after 1,600
 EVENTS = pa.schema(
     {
@@ -71,6 +72,7 @@ class Writer:
         self._upkeep: asyncio.Task[None] | None = None
         self._folded = 0  # of the rows that were committed
         self._folded_at = time.monotonic()
+        self._fold_from = 0.0  # not before
         self._seen = 0  # the last version when upkeep was last looked after: readers know it by now
         self._tidied = 0
 
@@ -111,9 +113,9 @@ class Writer:
         seen, self._seen = self._seen, self._commits.version
         if self._upkeep is not None and not self._upkeep.done():
             return
-        rows = self._commits.rows - self._folded
-        late = time.monotonic() - self._folded_at > self._settings.fold_s
-        if rows >= self._settings.fold_rows or (rows and late):
+        rows, now = self._commits.rows - self._folded, time.monotonic()
+        late = now - self._folded_at > self._settings.fold_s
+        if now >= self._fold_from and (rows >= self._settings.fold_rows or (rows and late)):
             self._upkeep = asyncio.create_task(self._start_fold())
         elif seen - self._tidied >= TIDY_COMMITS:
             self._upkeep = asyncio.create_task(self._tidy(seen))
@@ -156,6 +158,7 @@ class Writer:
             await self._fold(self._run)
             self._folded, self._folded_at = rows, time.monotonic()
         except Exception as error:
+            self._fold_from = time.monotonic() + FOLD_AGAIN_S
             _LOGGER.error("the collection could not be folded: %s", error)
 
     async def _tidy(self, until: int) -> None:

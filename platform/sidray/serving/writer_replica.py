@@ -7,6 +7,7 @@ from typing import Any
 
 import ray
 from ray.serve.handle import DeploymentHandle
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sidray.finished import RunFolder
 from sidray.retrieval.collection import Collection
@@ -23,11 +24,13 @@ class WriterReplica(Writer):
 
 
 async def _fold_elsewhere(run: RunFolder) -> None:
-    """A generation is built by a task, never inside a replica."""
-    await _fold.remote(run)
+    """A generation is built by a task, never inside a replica, on this machine: it asks for no CPU, since a small
+    cluster is filled by the service and it gives way to searches, and so might go to a head that is kept free."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    await _fold.options(scheduling_strategy=here).remote(run)
 
 
-@ray.remote(num_cpus=1)
+@ray.remote(num_cpus=0)
 def _fold(run: RunFolder) -> str:
     give_way()
     return Collection.of(run).fold().name
