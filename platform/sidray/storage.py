@@ -58,7 +58,7 @@ def open_uri(uri: str) -> tuple[pafs.FileSystem, str]:
 
 def _remote(uri: str) -> tuple[pafs.FileSystem, str]:
     """A bucket's filesystem is opened once: opening one asks the network for its region."""
-    parts = urlsplit(uri)
+    parts = urlsplit(uri, allow_fragments=False)  # a key may have a #
     if not parts.netloc:
         filesystem, path = pafs.FileSystem.from_uri(uri)
         return filesystem, str(path)

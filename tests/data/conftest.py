@@ -17,7 +17,7 @@ def blocks_in_this_process(table: TableFiles, settings: DataSettings) -> Iterato
     """What `items._checked_blocks` yields, without Ray. test_on_ray.py holds Ray's answer to this one."""
     for number in range(len(table.units)):
         for block in read_items(table, number, settings):
-            yield check_items(block, settings, table)
+            yield from check_items(block, settings, table)
 
 
 @pytest.fixture

@@ -10,9 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from sidray.data import checks
 from sidray.data.catalogue import Catalogue
+from sidray.data.checks import read_items
 from sidray.data.ingest import ingest
 from sidray.data.settings import DataSettings
+from sidray.data.tables import open_table
 from sidray.errors import UserError
 from tests.data.makers import animation, bomb, click_rows, item_rows, noise, picture, settings, write
 
@@ -115,7 +118,7 @@ def test_pictures_are_read_from_their_uris(tmp_path: Path) -> None:
     (tmp_path / "art").mkdir()
     (tmp_path / "art" / "0.png").write_bytes(picture())
     uris = ["art/0.png", str(tmp_path / "art" / "0.png"), (tmp_path / "art" / "0.png").as_uri(), None]
-    uris += ["art/none.png", "http://host/a.png", "art"]
+    uris += ["art/none.png", "http://host/a.png", "s3://b/a.png?endpoint_override=127.0.0.1:9&scheme=http", "art"]
     rows = [{"item_id": f"i{n}", "title": "t", "image_uri": uri} for n, uri in enumerate(uris)]
     rows += [{"item_id": f"i{n}", "title": "t", "image_uri": None} for n in range(len(uris), 20)]
     catalogue, summary = run(settings(tmp_path, items=rows, max_bad_fraction=0.5), tmp_path)
@@ -124,10 +127,24 @@ def test_pictures_are_read_from_their_uris(tmp_path: Path) -> None:
     assert reasons == [
         "image_uri: cannot be read (FileNotFoundError)",
         "image_uri: http:// cannot be opened",
-        reasons[2],
+        "image_uri: a URI with options (?...) is not opened",
+        reasons[3],
     ]
-    assert reasons[2].startswith("image_uri: cannot be read")
+    assert reasons[3].startswith("image_uri: cannot be read")
     assert summary["images"] == 3
+
+
+def test_pictures_of_a_block_of_uris_are_not_in_memory_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checks, "URI_ROWS", 8)
+    (tmp_path / "0.png").write_bytes(picture())
+    rows = [{"item_id": f"i{n}", "title": "t", "image_uri": "0.png"} for n in range(20)]
+    given = settings(tmp_path, items=rows)
+    table = open_table(given.items, "items")
+    blocks = [checked for block in read_items(table, 0, given) for checked in checks.check_items(block, given, table)]
+    assert [block.num_rows for block in blocks] == [8, 8, 4]
+    assert pa.concat_tables(blocks)["item_id"].to_pylist() == [f"i{n}" for n in range(20)]
 
 
 def test_bad_clicks_are_set_aside(tmp_path: Path) -> None:

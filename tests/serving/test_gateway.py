@@ -224,6 +224,22 @@ async def test_a_full_gateway_answers_503_and_probes_still_pass() -> None:
         assert (await client.post("/v1/search", json=BOTH)).status_code == 200
 
 
+async def test_writes_that_wait_leave_half_of_the_gateway_to_searches() -> None:
+    backend, release = FakeBackend(), asyncio.Event()
+    backend.before = lambda: waits(release)
+    items = {"items": [{"item_id": "a1", "title": "Soup"}]}
+    async with client_of(backend, max_in_flight=4) as client:
+        writes = [asyncio.create_task(client.put("/v1/items", json=items)) for _ in range(3)]
+        done, waiting = await asyncio.wait(writes, return_when=asyncio.FIRST_COMPLETED)
+        refused(done.pop().result(), 503, "overloaded", None)
+        assert len(waiting) == 2
+        search = asyncio.create_task(client.post("/v1/search", json=BOTH))
+        release.set()
+        assert (await search).status_code == 200
+        assert [(await write).status_code for write in waiting] == [200, 200]
+        assert (await client.put("/v1/items", json=items)).status_code == 200
+
+
 async def waits(event: asyncio.Event) -> None:
     await event.wait()
 

@@ -13,7 +13,7 @@ from sidray.errors import UserError
 from sidray.serving.auth import Keys
 from sidray.serving.gateway import create_api
 from sidray.serving.messages import Found, Refusal, RunInfo
-from sidray.serving.problems import ApiError
+from sidray.serving.problems import ApiError, overloaded
 from sidray.serving.promote import shares_with
 from sidray.serving.schemas import Index, IndexKey, SearchRequest
 from sidray.serving.settings import GatewaySettings
@@ -112,6 +112,7 @@ async def test_a_slow_shadow_is_left_behind(runs: dict[str, Run]) -> None:
     assert len(runs["b"].embedded) == MAX_SHADOWED
 
 
+MODELS = ("model-a", "model-b", "model-c")
 ITEMS = {"items": [{"item_id": "a1", "title": "Soup"}]}
 
 
@@ -128,6 +129,33 @@ async def test_writes_go_to_all_and_are_acknowledged_when_all_have_them(runs: di
     assert (await request(traffic, "PUT", "/v1/items", ITEMS)).status_code == 503
     runs["b"].items["a1"] = runs["a"].items["a1"]
     assert (await request(traffic, "DELETE", "/v1/items/a1")).status_code == 503
+
+
+async def test_an_item_that_one_run_refuses_is_not_accepted(runs: dict[str, Run]) -> None:
+    """c has no field `shop`; what is wrong with all three is told once."""
+    items = [{"item_id": "a1", "title": "Soup", "shop": "Bar"}, {"item_id": "a2", "title": "Tea"}]
+    items += [{"item_id": "a3", "title": " "}]
+    answer = await request(traffic_of(runs, Shares({"a": 0.9, "b": 0.1}, ["c"])), "PUT", "/v1/items", {"items": items})
+    found = answer.json()
+    assert found["accepted"] == 1
+    assert [each["item_id"] for each in found["rejected"]] == ["a1", "a3"]
+    assert "unknown field 'shop'" in found["rejected"][0]["reason"]
+
+
+async def test_a_run_that_is_away_does_not_hold_up_the_others(runs: dict[str, Run]) -> None:
+    async def busy() -> None:
+        raise ApiError(overloaded())
+
+    runs["b"].before = busy
+    traffic = traffic_of(runs, Shares({"a": 1.0}, ["b", "c"]))
+    embedded = {
+        model: await request(traffic, "POST", "/v1/embeddings", {"model": model, "input": "soup"}) for model in MODELS
+    }
+    assert [answer.status_code for answer in embedded.values()] == [200, 404, 200]
+    models = await request(traffic, "GET", "/v1/models")
+    assert [model["id"] for model in models.json()["data"]] == ["model-a", "model-c"]
+    runs["a"].before = busy
+    assert (await request(traffic, "GET", "/v1/models")).status_code == 503
 
 
 async def test_embeddings_are_of_the_model_that_is_asked_for(runs: dict[str, Run]) -> None:

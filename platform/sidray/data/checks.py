@@ -1,7 +1,7 @@
 """What runs inside the Ray Data tasks of the ingest: reading item rows, and the rules that make one usable.
 
     for block in read_items(table, 0, settings):
-        checked = check_items(block, settings, table)  # item_schema + _unit, _row, _reason
+        for checked in check_items(block, settings, table): ...  # item_schema + _unit, _row, _reason
 
 Imports neither lance nor torch: a task starts in half the time.
 """
@@ -27,6 +27,7 @@ from sidray.errors import StorageError, UserError
 from sidray.failures import is_away
 
 MAX_IMAGE_BYTES = 64 * 2**20  # of one picture that an image_uri names
+URI_ROWS = 128  # whose pictures a task reads before it hands them on
 READ_THREADS = 8  # pictures read at once by one task
 
 
@@ -48,10 +49,18 @@ def read_items(table: TableFiles, number: int, settings: DataSettings) -> Iterat
         row += batch.num_rows
 
 
-def check_items(block: pa.Table, settings: DataSettings, table: TableFiles) -> pa.Table:
-    """item_schema's columns with _unit, _row and _reason (null: the row is good), one row for each of the block.
+def check_items(block: pa.Table, settings: DataSettings, table: TableFiles) -> Iterator[pa.Table]:
+    """item_schema's columns with _unit, _row and _reason (null: the row is good), one row for each of the block: in
+    several tables where pictures are read, so that those of a block of URIs are not in memory together.
 
     Relative image URIs start at the folder of the table's files."""
+    rows = max(1, block.num_rows)
+    step = URI_ROWS if "image_uri" in source_names(block.schema, "items", settings) else rows
+    for start in range(0, rows, step):
+        yield _checked(block.slice(start, step), settings, table)
+
+
+def _checked(block: pa.Table, settings: DataSettings, table: TableFiles) -> pa.Table:
     rows = block.num_rows
     reasons = Reasons(rows)
     items = conform(block, "items", settings, reasons)
@@ -101,7 +110,9 @@ def _images(items: pa.Table, table: TableFiles, reasons: Reasons) -> list[bytes 
 
 
 def _read_image(uri: str, table: TableFiles) -> bytes | str:
-    """The file's bytes, or the reason why there are none."""
+    """The file's bytes, or the reason why there are none. A row does not choose the server that is asked."""
+    if "://" in uri and "?" in uri:
+        return "image_uri: a URI with options (?...) is not opened"
     try:
         filesystem, path = _locate(uri, table)
         with filesystem.open_input_file(path) as stream:

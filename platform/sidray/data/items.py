@@ -114,12 +114,12 @@ def _checked_blocks(table: TableFiles, settings: DataSettings) -> Iterator[pa.Ta
         for number in batch["item"].to_pylist():
             yield from read_items(table, number, settings)
 
-    def check(block: pa.Table) -> pa.Table:
-        return check_items(block, settings, table)
+    def check(block: pa.Table) -> Iterator[pa.Table]:
+        yield from check_items(block, settings, table)
 
     def read_and_check(batch: pa.Table) -> Iterator[pa.Table]:
         for block in read(batch):
-            yield check(block)
+            yield from check(block)
 
     if count >= 2 * cpus:  # units enough for all cores: one task does both, and costs a third less than two
         checked = units.map_batches(read_and_check, batch_format="pyarrow", batch_size=1, num_cpus=1)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import Sequence
 
-from sidray.errors import nearest
 from sidray.serving.embedding_schemas import Embedding, EmbeddingsRequest, EmbeddingsResponse, TextOrImage, Usage
 from sidray.serving.messages import Embedded, Refusal, Vector
 from sidray.serving.problems import ApiError
@@ -14,12 +12,9 @@ from sidray.serving.schemas import Model
 from sidray.serving.service import Service, accepted, check_length, deadline
 
 
-async def embeddings(services: Sequence[Service], request: EmbeddingsRequest) -> EmbeddingsResponse:
-    """By the run whose model or name is asked for. ApiError 404 for one that is not served, 400 for a dimension that it
-    does not have."""
-    async with deadline(services[0].settings.write_timeout_s):
-        models = await asyncio.gather(*(service.backend.model() for service in services))
-        service, model = _chosen(request, services, models)
+async def embeddings(service: Service, model: Model, request: EmbeddingsRequest) -> EmbeddingsResponse:
+    """By a run and its model. ApiError 400 for a dimension that it does not have."""
+    async with deadline(service.settings.write_timeout_s):
         if request.dimensions not in (None, model.dimension):
             message = f"{model.id} was trained for {model.dimension} dimensions alone"
             raise ApiError(Refusal(400, "unsupported_dimensions", message, "dimensions"))
@@ -31,15 +26,6 @@ async def embeddings(services: Sequence[Service], request: EmbeddingsRequest) ->
             model=model.id,
             usage=Usage(prompt_tokens=tokens, total_tokens=tokens),
         )
-
-
-def _chosen(request: EmbeddingsRequest, services: Sequence[Service], models: Sequence[Model]) -> tuple[Service, Model]:
-    for service, model in zip(services, models, strict=True):
-        if request.model in (model.id, model.run):
-            return service, model
-    names = [model.id for model in models]
-    message = f"no model is called {request.model[:80]!r}{nearest(request.model, names)}; served: {', '.join(names)}"
-    raise ApiError(Refusal(404, "model_not_found", message, "model"))
 
 
 async def _input(service: Service, given: TextOrImage) -> tuple[str, bytes | None]:

@@ -23,13 +23,16 @@ _UNEXPECTED = Refusal(500, "internal_error", "an unexpected error; the service's
 
 
 class Guard:
-    """ASGI middleware. Requests below /v1 count and need a key; probes and the page always pass."""
+    """ASGI middleware. Requests below /v1 count and need a key; probes and the page always pass. Writes may be half of
+    them: they wait for a writer that is being replaced, and searches go on beside them."""
 
     def __init__(self, app: ASGIApp, max_in_flight: int, keys: Keys) -> None:
         self.app = app
         self.max_in_flight = max_in_flight
         self.keys = keys
         self.in_flight = 0
+        self.max_writes = max(1, max_in_flight // 2)
+        self.writes = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -38,16 +41,19 @@ class Guard:
         scope = _encoded_ids(scope)
         if not scope["path"].startswith(_PROTECTED):
             await self._guarded(scope, receive, send)
-        elif self.in_flight >= self.max_in_flight:
+        elif self.in_flight >= self.max_in_flight or (_is_write(scope) and self.writes >= self.max_writes):
             await response(overloaded())(scope, receive, send)
         elif refusal := self.keys.refusal(Headers(scope=scope).get("authorization", "")):
             await response(refusal)(scope, receive, send)
         else:
+            write = _is_write(scope)
             self.in_flight += 1
+            self.writes += write
             try:
                 await self._guarded(scope, receive, send)
             finally:
                 self.in_flight -= 1
+                self.writes -= write
 
     async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = False
@@ -75,6 +81,10 @@ def _encoded_ids(scope: Scope) -> Scope:
     if not scope["path"].startswith(_ITEMS) or not raw:
         return scope
     return {**scope, "path": raw.decode("latin-1")}
+
+
+def _is_write(scope: Scope) -> bool:
+    return scope["method"] in ("PUT", "DELETE") or scope["path"] == "/v1/events"
 
 
 def _declared(scope: Scope) -> int:

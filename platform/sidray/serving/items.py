@@ -21,6 +21,18 @@ from sidray.serving.problems import ApiError
 from sidray.serving.service import Service, accepted, deadline
 
 
+async def put_everywhere(services: Sequence[Service], request: ItemsRequest) -> ItemsResponse:
+    """To the tables of all runs, the primary's first: accepted is what all of them accept. ApiError when the primary or
+    another one cannot write."""
+    answers = await asyncio.gather(*(put_items(service, request) for service in services))
+    rejected = {each.item_id: each for answer in reversed(answers) for each in answer.rejected}
+    return ItemsResponse(
+        accepted=len(request.items) - len(rejected),
+        rejected=[rejected[item.item_id] for item in request.items if item.item_id in rejected],
+        table_version=answers[0].table_version,
+    )
+
+
 async def put_items(service: Service, request: ItemsRequest) -> ItemsResponse:
     """Writes what is right, in one version; what is wrong with an item rejects that item alone."""
     async with deadline(service.settings.write_timeout_s):

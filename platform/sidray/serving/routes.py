@@ -114,13 +114,13 @@ async def similar(body: SimilarRequest, chosen: ChosenOf) -> SimilarResponse:
 @router.post("/v1/embeddings")
 async def embeddings(body: EmbeddingsRequest, traffic: TrafficOf) -> EmbeddingsResponse:
     """Query vectors of texts and pictures, in OpenAI's shape."""
-    return await embedding_service.embeddings(await traffic.everybody(), body)
+    return await embedding_service.embeddings(*await traffic.with_model(body.model), body)
 
 
 @router.put("/v1/items")
 async def put_items(body: ItemsRequest, traffic: TrafficOf) -> ItemsResponse:
     """Adds items or replaces them. They are durable when this answers, and found from that table version on."""
-    return await traffic.on_everybody(lambda service: item_service.put_items(service, body))
+    return await item_service.put_everywhere(await traffic.everybody(), body)
 
 
 @router.get("/v1/items/{item_id}/image", response_class=Response, responses=_PICTURE)
@@ -151,8 +151,7 @@ async def append_events(body: EventsRequest, chosen: ChosenOf) -> EventsResponse
 @router.get("/v1/models")
 async def models(traffic: TrafficOf) -> ModelList:
     """The served models, the primary's first."""
-    found = [await service.described() for service in await traffic.everybody()]
-    return ModelList(data=[model for model, _ in found])
+    return ModelList(data=await traffic.models())
 
 
 @router.get("/v1/index")

@@ -120,7 +120,7 @@ class WriterSettings(ReplicaSettings):
 
 
 class GatewaySettings(DeploymentSettings):
-    """A replica answers `max_ongoing` requests at once and refuses the next with 503; `timeout_s` is each one's
+    """A replica answers `max_ongoing` requests at once, half of them writes, and refuses the next with 503; `timeout_s` is each one's
     deadline (504), `write_timeout_s` that of writes and embeddings. `keys`: URI of a file of API keys, "": none are
     asked for; each key may send `requests_per_s` to a replica, 0: any number."""
 

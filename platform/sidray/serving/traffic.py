@@ -17,19 +17,18 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 from sidray.errors import nearest
 from sidray.serving.messages import Refusal
 from sidray.serving.problems import ApiError, overloaded
-from sidray.serving.schemas import SearchRequest
+from sidray.serving.schemas import Model, SearchRequest
 from sidray.serving.service import READY_S, Backend, Service
 from sidray.serving.settings import GatewaySettings
 
 KNOWN_S = 10.0  # after which a run is asked anew: `serve deploy` may have put another one under its name
 MAX_SHADOWED = 16  # copies of searches on their way at once; the next ones are not copied
 _LOGGER = logging.getLogger("ray.serve")
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -46,6 +45,10 @@ class Shares:
     @property
     def everybody(self) -> list[str]:
         return [*self.weights, *(name for name in self.shadows if name not in self.weights)]
+
+
+def _names(model: Model) -> tuple[str, str]:
+    return model.id, model.run
 
 
 class Traffic:
@@ -74,10 +77,38 @@ class Traffic:
         names = [primary, *(name for name in self.shares.everybody if name != primary)]
         return list(await asyncio.gather(*(self._of(name) for name in names)))
 
-    async def on_everybody(self, work: Callable[[Service], Awaitable[T]]) -> T:
-        """The primary's result when all runs did the work; else the first error."""
-        results = await asyncio.gather(*(work(service) for service in await self.everybody()))
-        return results[0]
+    async def models(self) -> list[Model]:
+        """The primary's first; of the others those that answer. ApiError 503 when the primary does not."""
+        return [(await self._model(self.shares.primary))[1], *(model for _, model in await self._other_models())]
+
+    async def with_model(self, name: str) -> tuple[Service, Model]:
+        """The run whose model or name that is. Others are asked when it is not the primary's: they may be away.
+        ApiError 404 when none of those that answer has it."""
+        found = [await self._model(self.shares.primary)]
+        if name not in _names(found[0][1]):
+            found += await self._other_models()
+        for service, model in found:
+            if name in _names(model):
+                return service, model
+        known = [model.id for _, model in found]
+        message = f"no model is called {name[:80]!r}{nearest(name, known)}; served: {', '.join(known)}"
+        raise ApiError(Refusal(404, "model_not_found", message, "model"))
+
+    async def _other_models(self) -> list[tuple[Service, Model]]:
+        names = [name for name in self.shares.everybody if name != self.shares.primary]
+        answers = await asyncio.gather(*(self._model(name) for name in names), return_exceptions=True)
+        for answer in answers:
+            if isinstance(answer, BaseException) and not isinstance(answer, ApiError):
+                raise answer
+        return [answer for answer in answers if not isinstance(answer, BaseException)]
+
+    async def _model(self, name: str) -> tuple[Service, Model]:
+        service = await self._of(name)
+        try:
+            async with asyncio.timeout(READY_S):
+                return service, await service.backend.model()
+        except TimeoutError as error:
+            raise ApiError(overloaded(f"the model of run {name} does not answer")) from error
 
     def copy(self, request: SearchRequest) -> None:
         """Sends a search to the shadows, whose answers nobody waits for."""

@@ -66,6 +66,7 @@ class Writer:
         self._fold = fold
         self._collection = Collection.of(run)
         self._thread = ThreadPoolExecutor(1, "table")  # the one that touches the table
+        self._files = ThreadPoolExecutor(1, "events")  # beside it, so that items do not wait for them
         self._pictures = ThreadPoolExecutor(1, "thumbnail")
         self._log = self._thread.submit(TableLog, self._collection).result()
         self._commits = GroupCommit(self._log.append, self._thread, settings.commit_ms / 1000)
@@ -79,7 +80,7 @@ class Writer:
     async def put(self, items: list[NewItem]) -> int | Refusal:
         """The table version in which all of them are durable, those that had not changed included."""
         hashes = [content_hash(item.title, self._texts(item), item.partition, item.image) for item in items]
-        known = await self._on_table(self._log.contents, [item.item_id for item in items])
+        known = await self._contents([item.item_id for item in items])
         if isinstance(known, Refusal):
             return known
         contents, version = known
@@ -95,7 +96,7 @@ class Writer:
 
     async def delete(self, item_id: str) -> int | Refusal:
         """The table version in which the item is gone. Refuses (404) one that is not there."""
-        known = await self._on_table(self._log.contents, [item_id])
+        known = await self._contents([item_id])
         if isinstance(known, Refusal):
             return known
         if known[0][0] is None:
@@ -105,7 +106,7 @@ class Writer:
     async def append_events(self, rows: list[dict[str, Any]]) -> int | Refusal:
         """Writes them as a Parquet file of the contract's events, named by its content: a repeated call writes the same
         file. Returns their number."""
-        written = await self._on_table(_write_events, rows, self._collection.events)
+        written = await self._in(self._files, _write_events, rows, self._collection.events)
         return written if isinstance(written, Refusal) else len(rows)
 
     async def check_health(self) -> None:
@@ -146,9 +147,12 @@ class Writer:
         except _AWAY as error:
             return _away(error)
 
-    async def _on_table(self, work: Callable[..., T], *args: Any) -> T | Refusal:
+    async def _contents(self, item_ids: list[str]) -> tuple[list[int | None], int] | Refusal:
+        return await self._in(self._thread, self._log.contents, item_ids)
+
+    async def _in(self, pool: ThreadPoolExecutor, work: Callable[..., T], *args: Any) -> T | Refusal:
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._thread, work, *args)
+            return await asyncio.get_running_loop().run_in_executor(pool, work, *args)
         except _AWAY as error:
             return _away(error)
 
