@@ -1,4 +1,5 @@
-# `make` alone lists what there is. Each target makes .venv first when it is not there.
+# `make` alone lists what there is. Each other target but `clean` makes .venv first when it is not there.
+# EXTRAS: of the package, to install there: `make demo EXTRAS=gpu,demo` on a machine with a GPU.
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin

@@ -3,7 +3,8 @@
 ray job submit --working-dir . -- python jobs/prepare.py smgr-pictograms training.workers=2
 """
 
-ROLES = ("catalogue", "text-weights", "image-weights", "text-cache", "image-cache")
+_NOTES = [f"note-cache-{style}" for style in ("micl", "basic", "text", "image")]
+ROLES = ("catalogue", "text-weights", "image-weights", "text-cache", "image-cache", "grid-cache", *_NOTES)
 
 if __name__ == "__main__":
     import sys

@@ -1,9 +1,9 @@
-"""Trains the pretraining stages of a recipe and its variants, and whatever they need.
+"""Trains the pretraining stages of a recipe and its variants (NoteLLM-2: all stages), and whatever they need.
 
 ray job submit --working-dir . -- python jobs/pretrain.py smgr-pictograms training.workers=2
 """
 
-ROLES = ("pretrained-towers",)
+ROLES = ("pretrained-towers", "note-model")
 
 if __name__ == "__main__":
     import sys

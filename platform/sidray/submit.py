@@ -190,11 +190,11 @@ def line(details: Any) -> str:
     return f"{details.submission_id}  {str(details.status).lower():10s} {seconds:8.0f} s  {what}"
 
 
-def log_end(client: JobSubmissionClient, job: str, lines: int = 20) -> str:
-    """The job's line, and the last lines of its log."""
+def log_end(client: JobSubmissionClient, job: str) -> str:
+    """The job's line, and the last 20 of its log."""
     with known_job(client, job):
         details = client.get_job_info(job)
-        log = client.get_job_logs(job).splitlines()[-lines:]
+        log = client.get_job_logs(job).splitlines()[-20:]
     return "\n".join([line(details), *log])
 
 

@@ -196,7 +196,8 @@ def test_equal_reconstruction_is_the_worse_of_the_two_least_errors() -> None:
 
 def test_two_workers_beside_one() -> None:
     rows = training.scaling({"sidray": [100.0, 150.0], "peer": [100.0, 200.0], "half": [100.0]})
-    assert [(row.peer, row.ours, row.theirs, row.ratio) for row in rows] == [("peer", 1.5, 2.0, 0.75)]
+    (row,) = rows
+    assert (row.peer, row.ours, row.theirs, row.ratio, row.note) == ("peer", 1.5, 2.0, 0.75, "behind")
 
 
 def test_recall_is_rendered_from_the_line_of_its_bench() -> None:

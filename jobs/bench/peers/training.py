@@ -61,12 +61,9 @@ def rows(setting: Setting) -> list[Row]:
 
 def scaling(rates: dict[str, list[float]]) -> list[Row]:
     """How many times the samples/s of one worker two have."""
-    factors = {name: each[1] / each[0] for name, each in rates.items() if len(each) == 2}
-    return [
-        Row("training", "1 -> 2 workers, times the samples/s", name, factors.get("sidray"), factor)
-        for name, factor in factors.items()
-        if name != "sidray"
-    ]
+    factors = {name: [{"factor": each[1] / each[0]}] for name, each in rates.items() if len(each) == 2}
+    figure = Figure("factor", "1 -> 2 workers, times the samples/s", False, {ST: _RATE, DDP: _RATE})
+    return compare("training", [figure], factors) if "sidray" in factors else []
 
 
 def prepare(shop: Shop) -> None:

@@ -17,7 +17,7 @@ from sidray.embedding.encoded import Encoded, Item, Vectors, unit
 from sidray.errors import UserError
 from sidray.finished import RunFolder
 from sidray.models.inference import for_inference
-from sidray.models.inputs import Segment, batch_of, pixels, sid_segment
+from sidray.models.inputs import Segment, batch_of, ended, pixels, sid_segment
 from sidray.models.lengths import read
 from sidray.models.prompts import Prompter, load_tokenizer
 from sidray.models.sources import sources_of
@@ -70,7 +70,7 @@ class RunModel:
     def encoded_queries(self, ids: Sequence[Sequence[int]]) -> Vectors:
         """`ids` as `tokenised_queries` gives them."""
         with torch.inference_mode():
-            return unit(self.final.query(self.final.encode_text(self._text([[s] for s in self._segments(ids)]))))
+            return unit(self.final.query(self.final.encode_text(self._text([[s] for s in ended(self.prompter, ids)]))))
 
     def pictures(self, images: Sequence[bytes]) -> Vectors:
         """Pictures as queries: their own SIDs through the final item tower with the text left empty.
@@ -90,7 +90,7 @@ class RunModel:
         """New or changed items, each encoded as if it were alone."""
         ids = self.prompter.items([self.prompter.item_text(item) for item in items])
         with torch.inference_mode():
-            h_text = read(self.pretrained.encode_text, self._text([[s] for s in self._segments(ids)]))
+            h_text = read(self.pretrained.encode_text, self._text([[s] for s in ended(self.prompter, ids)]))
             if self.last_item == "text":
                 return Encoded(unit(self.final.item(h_text)), [[] for _ in items])
             h_image = self._image([item.get("image") for item in items])
@@ -100,9 +100,6 @@ class RunModel:
             sids = self.assigner.sids(unit(h_text), unit(h_image), unit(fused)).tolist()
             return Encoded(unit(self._with_sids(ids, sids)), sids)
 
-    def _segments(self, ids: Sequence[Sequence[int]]) -> list[Segment]:
-        return [Segment(np.array([*each, self.prompter.eos], np.int64)) for each in ids]
-
     def _text(self, rows: list[list[Segment]]) -> TextInput:
         batch = batch_of(rows, "x")
         return TextInput(batch["x.ids"].to(self.device), batch["x.mask"].to(self.device))
@@ -110,7 +107,7 @@ class RunModel:
     def _with_sids(self, ids: Sequence[Sequence[int]], sids: Sequence[Sequence[int]]) -> Tensor:
         prefix = Segment(np.array(self.prompter.sids_prefix, np.int64))
         rows = []
-        for segment, numbers in zip(self._segments(ids), sids, strict=True):
+        for segment, numbers in zip(ended(self.prompter, ids), sids, strict=True):
             tokens = sid_segment(self.final.base + np.asarray(numbers, np.int64), None)
             rows.append([segment.body(), prefix, tokens, segment.end()])
         return self.final.item(read(self.final.encode_text, self._text(rows)))

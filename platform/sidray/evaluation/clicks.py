@@ -47,7 +47,7 @@ class Clicks:
         return np.asarray(self.table["query_id"].to_numpy())
 
     def baseline_ranks(self) -> dict[str, Ranks]:
-        """popularity, BM25 on the same text that the item prompt shows, and the oracle."""
+        """popularity, BM25 on the fields that the item prompt shows (whole, where prompts are cut), and the oracle."""
         catalogue = self.catalogue
         return {
             "popularity": baselines.popularity(self.pool, _placed(catalogue.clicks("train"), self.rows)["item_row"]),

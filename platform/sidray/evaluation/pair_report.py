@@ -28,7 +28,7 @@ PLOT = "recall.png"
 
 NOTES = {
     "popularity": "notes by the number of train pairs that lead to them; notes that have none tie: chance among them",
-    "BM25": "word match of the query note's text with the target's; sees no picture",
+    "BM25": "word match of the query note's text with the target's, whole where prompts are cut; sees no picture",
 }
 _HOW = (
     "R@K is Recall@K: the share of pairs whose target is among the K notes that are most similar to the query note, of "
@@ -83,14 +83,12 @@ def write_pair_report(
     layouts: Mapping[str, Layout],
     folder: Path,
     comparisons: Sequence[Versus] = (),
-    notes: Mapping[str, str] | None = None,
 ) -> str:
     """Writes the three files and returns the text of report.md.
 
     rows: label -> line; layouts: title -> table, in order; a label without a line, and a table without lines, is left
-    out. notes: label -> one line about it, in place of that in NOTES."""
-    found = {label: (notes or {}).get(label) or NOTES.get(label) for label in rows}
-    known = {label: note for label, note in found.items() if note}
+    out."""
+    known = {label: NOTES[label] for label in rows if label in NOTES}
     text = _markdown(rows, layouts, comparisons, known)
     saved = {
         "rows": {label: row._asdict() for label, row in rows.items()},
@@ -104,14 +102,12 @@ def write_pair_report(
     return text
 
 
-def pair_table_text(
-    rows: Mapping[str, Row], layouts: Mapping[str, Layout], comparisons: Sequence[Versus] = (), width: int = 110
-) -> str:
+def pair_table_text(rows: Mapping[str, Row], layouts: Mapping[str, Layout], comparisons: Sequence[Versus] = ()) -> str:
     """The first table that has lines as plain text, its columns of all pairs alone. Empty when there is none."""
     for title, layout in layouts.items():
         if lines := _table(rows, overall := Layout(layout.labels, [ALL_PAIRS]), comparisons):
             columns = [column.recall_at for column in _columns(rows, overall)]
-            return plain_table(f"{title}, {ALL_PAIRS} (%)", ["method", "input", "seeds", *columns], lines, width)
+            return plain_table(f"{title}, {ALL_PAIRS} (%)", ["method", "input", "seeds", *columns], lines, 110)
     return ""
 
 

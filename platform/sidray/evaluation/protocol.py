@@ -120,9 +120,8 @@ def interval(values: Values, queries: npt.NDArray[np.integer]) -> tuple[float, f
 
 
 def save_ranks(uri: str, clicks: pa.Table, ranks: Ranks) -> None:
-    """One row per click (click_row when there is one, query_id, greater, equal) as Parquet."""
-    names = [name for name in ("click_row", "query_id") if name in clicks.column_names]
-    table = clicks.select(names).append_column("greater", pa.array(ranks.greater))
+    """One row per click (click_row, query_id, greater, equal) as Parquet."""
+    table = clicks.select(["click_row", "query_id"]).append_column("greater", pa.array(ranks.greater))
     sink = io.BytesIO()
     pq.write_table(table.append_column("equal", pa.array(ranks.equal)), sink)
     storage.write_bytes(uri, sink.getvalue())

@@ -27,7 +27,7 @@ PLOT = "recall_at_10.png"
 
 NOTES = {
     "popularity": "items by their train clicks; cold items have none: chance among them, behind every warm one",
-    "BM25": "word match of the query with the item's text; sees no picture",
+    "BM25": "word match of the query with the item's whole text, which prompts may cut; sees no picture",
     "oracle": "the ceiling: a perfect ranker that cannot tell the items of the same query apart",
     "dual-tower": "query against the text of the item alone, no picture and no SIDs",
     "random": "random vectors in place of the pictures' (SMGR appendix D): what the rest of the model does alone",

@@ -57,8 +57,7 @@ def compare(first: Sequence[pa.Table], second: Sequence[pa.Table], metric: str =
     the mean over them.
 
     Raises UserError when the tables are of different clicks."""
-    names = ("click_row", "query_id")
-    keys = [each.select([name for name in names if name in each.column_names]) for each in (*first, *second)]
+    keys = [each.select(["click_row", "query_id"]) for each in (*first, *second)]
     if not all(key.equals(keys[0]) for key in keys):
         raise UserError("the two variants were evaluated on different clicks", "evaluate both on the same split")
     values = [np.mean([click_values(table, metric) for table in tables], axis=0) for tables in (first, second)]

@@ -60,18 +60,15 @@ class RawTexts:
         self.prompter = prompter
         self.catalogue = catalogue
 
-    def _segments(self, sequences: Sequence[Sequence[int]]) -> list[Segment]:
-        return [Segment(np.array([*ids, self.prompter.eos], np.int64)) for ids in sequences]
-
     def items(self, rows: Rows) -> list[Segment]:
         texts = item_texts(self.catalogue.items(rows, ["title", *self.prompter.fields]), self.prompter)
-        return self._segments(self.prompter.items(texts))
+        return ended(self.prompter, self.prompter.items(texts))
 
     def queries(self, query_ids: Rows, queries: Sequence[str]) -> list[Segment]:
-        return self._segments(self.prompter.queries([self.prompter.query_text(query) for query in queries]))
+        return ended(self.prompter, self.prompter.queries([self.prompter.query_text(query) for query in queries]))
 
     def empty(self) -> Segment:
-        return self._segments([[]])[0]
+        return ended(self.prompter, [[]])[0]
 
 
 class StateCache:
@@ -129,6 +126,11 @@ def text_group(segments: Sequence[Segment]) -> Tensor:
     """One number per distinct text (a 63-bit hash of the ids): [b] int64."""
     hashes = [hashlib.blake2b(segment.ids.tobytes(), digest_size=8).digest() for segment in segments]
     return torch.from_numpy(np.frombuffer(b"".join(hashes), np.int64) & np.int64(2**63 - 1))
+
+
+def ended(prompter: Prompter, sequences: Sequence[Sequence[int]]) -> list[Segment]:
+    """Token ids as segments that end in EOS."""
+    return [Segment(np.array([*ids, prompter.eos], np.int64)) for ids in sequences]
 
 
 def sid_segment(ids: Ids, width: int | None) -> Segment:

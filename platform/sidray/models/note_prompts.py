@@ -13,9 +13,9 @@ from typing import Any
 from sidray.errors import UserError
 from sidray.models.mlrm import VISUAL
 from sidray.models.note_settings import NoteSettings, PromptStyle
+from sidray.models.prompts import Ids, token_ids
 from sidray.models.settings import TextSettings
 
-Ids = list[int]
 Note = Mapping[str, Any]  # title and text columns
 MIN_TEXT = 8  # tokens of a note's text that a prompt must have room for
 _CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff"  # kana, han, hangul
@@ -54,7 +54,7 @@ class NotePrompter:
         self.fields = list(fields)
         self.img_emb = img_emb
         pieces = [note.opening + "{'image': ", ", ", "}" + note.instruction, '". ', note.opening + "{"]
-        self._image, self._comma, self._end, self._quote, self._open = self._ids(pieces)
+        self._image, self._comma, self._end, self._quote, self._open = token_ids(self.tokenizer, pieces)
         self._check_room()
 
     def _check_room(self) -> None:
@@ -67,14 +67,9 @@ class NotePrompter:
                 f"set it to at least {around + MIN_TEXT}",
             )
 
-    def _ids(self, texts: Sequence[str]) -> list[Ids]:
-        if not texts:
-            return []
-        return [list(ids) for ids in self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
-
     def notes(self, notes: Sequence[Note], pictures: Sequence[bool], style: PromptStyle) -> list[Ids]:
         """The prompts. A note without a picture reads as in style "text", one without text as in style "image"."""
-        bodies = self._ids([note_text(note, self.note, self.fields) for note in notes])
+        bodies = token_ids(self.tokenizer, [note_text(note, self.note, self.fields) for note in notes])
         out = []
         for body, picture in zip(bodies, pictures, strict=True):
             own = style

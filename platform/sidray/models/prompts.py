@@ -50,12 +50,7 @@ class Prompter:
         self.fields = list(fields)
         self.eos = int(tokenizer.eos_token_id)
         self.size = len(tokenizer)  # SID token k has the id size + k
-        self.sids_prefix: Ids = self._ids([prompts.sids])[0] if prompts.sids else []
-
-    def _ids(self, texts: Sequence[str]) -> list[Ids]:
-        if not texts:
-            return []
-        return [list(ids) for ids in self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
+        self.sids_prefix: Ids = token_ids(self.tokenizer, [prompts.sids])[0] if prompts.sids else []
 
     def item_text(self, row: Mapping[str, str | None]) -> str:
         return item_prompt(row, self.prompts, self.fields)
@@ -65,17 +60,24 @@ class Prompter:
 
     def items(self, texts: Sequence[str]) -> list[Ids]:
         """Ids of rendered item texts, cut to leave room for EOS; "" gives no ids."""
-        return [ids[: self.text.max_tokens - 1] for ids in self._ids(texts)]
+        return [ids[: self.text.max_tokens - 1] for ids in token_ids(self.tokenizer, texts)]
 
     def queries(self, texts: Sequence[str]) -> list[Ids]:
-        return [ids[: self.text.max_query_tokens - 1] for ids in self._ids(texts)]
+        return [ids[: self.text.max_query_tokens - 1] for ids in token_ids(self.tokenizer, texts)]
 
 
-def pad(sequences: Sequence[Sequence[int]], value: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+def token_ids(tokenizer: Any, texts: Sequence[str]) -> list[Ids]:
+    """Of each text, without special tokens."""
+    if not texts:
+        return []
+    return [list(ids) for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
+
+
+def pad(sequences: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
     """Right-padded ids [B, T] int64 and their mask [B, T] bool (1 = real). T is at least 1."""
     lengths = np.array([len(sequence) for sequence in sequences])
     width = max(1, int(lengths.max(initial=0)))
-    ids = np.full((len(sequences), width), value, np.int64)
+    ids = np.zeros((len(sequences), width), np.int64)
     mask = np.arange(width)[None, :] < lengths[:, None]
     if lengths.sum():
         ids[mask] = np.concatenate([np.asarray(s, np.int64) for s in sequences if len(s)])

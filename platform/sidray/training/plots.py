@@ -10,9 +10,9 @@ History = Sequence[Mapping[str, float]]
 Scores = Mapping[str, Sequence[float] | None]  # S_v, S_t, S_o by layer; None: there is no such score
 
 
-def smooth(values: Sequence[float], weight: float = 0.9) -> list[float]:
-    """Exponential moving average without the bias of its start."""
-    out, average, total = [], 0.0, 0.0
+def smooth(values: Sequence[float]) -> list[float]:
+    """Exponential moving average, .9 of the one before, without the bias of its start."""
+    out, average, total, weight = [], 0.0, 0.0, 0.9
     for value in values:
         average = weight * average + (1 - weight) * value
         total = weight * total + (1 - weight)

@@ -24,7 +24,8 @@ Part = Literal["text", "image", "connector", "mlp", "sids"]
 
 class TrainingSettings(Settings):
     """Ray Train workers and the DeepSpeed engine in each. What is computed depends on `precision`, `clip` and
-    `valid_rows`; the others change it by rounding at most."""
+    `valid_rows`. With another number of `workers` dropout, `drop_text` and hard negatives are drawn anew, as with
+    another seed, and a batch that does not divide by them is rounded down; the others change it by rounding at most."""
 
     workers: Positive = 1
     """Processes that train together; each gets an equal share of every batch."""
