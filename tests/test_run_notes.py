@@ -284,5 +284,7 @@ def test_a_catalogue_without_pairs_is_refused_with_its_remedy(ray_session: None,
     pq.write_table(pa.Table.from_pylist(clicks), tmp_path / "clicks.parquet")
     given = [f"data.{name}={tmp_path / name}.parquet" for name in ("items", "clicks")]
     overrides = ["data.source=tables", *given, f"runs.root={tmp_path / 'root'}"]
+    clicked = build_graph(load_recipe("smgr-debug", overrides)[0])
+    Store(str(tmp_path / "root"), say=lambda line: None).ensure(clicked["catalogue"])  # which another recipe needs
     with pytest.raises(UserError, match=r"no pairs to train on(.|\n)*data.pairs(.|\n)*data.events"):
         run_recipe("notellm2-debug", overrides, say=lambda line: None)

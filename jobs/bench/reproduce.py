@@ -5,9 +5,9 @@
 Every row is a row of a recipe (reproduce-*): its steps are kept under the root and are not computed twice, so the same
 command goes on where it was killed. One seed of every table comes first, then the others. After each table the report
 is written anew: report.md, results.json, pictures and, in ranks/, what each row found; rows that are not there yet say
-so. --missing: only rows that ranks/ does not have, so that seeds of several machines come into one report. --data: the
-folder of the H&M articles; without it their tables stay as they are. --only-report: from what is done, computing no
-row.
+so, but a data set stays as it is as long as rows would leave the report. --missing: only rows that ranks/ does not
+have, so that seeds of several machines come into one report. --data: the folder of the H&M articles; without it their
+tables stay as they are. --only-report: from what is done, computing no row.
 """
 
 from __future__ import annotations
@@ -113,9 +113,12 @@ def write(spec: Spec, benches: Benches, seeds: int, out: Path) -> None:
             if bench.store.manifest(bench.catalogue) is None:
                 continue
             bench.keep((row.ours for table in tables.values() for row in table.rows.values()), seeds)
+            found = {name: table_results(each, spec.systems[system], bench, seeds) for name, each in tables.items()}
+            if lost := _lost(results["tables"], found, data):
+                say(f"{system} on {data} stays as it is in the report: no {', '.join(lost)} yet")
+                continue
             for name, table in tables.items():
-                found = table_results(table, spec.systems[system], bench, seeds)
-                results["tables"].setdefault(name, {})[data] = found | {"sizes": part_sizes(table.parts, bench)}
+                results["tables"].setdefault(name, {})[data] = found[name] | {"sizes": part_sizes(table.parts, bench)}
             results["made"].setdefault(system, {})[data] = made(tables.values(), bench, seeds)
     for name, figures in spec.figures.items():
         for data, bench in benches[figures.system].items():
@@ -123,6 +126,16 @@ def write(spec: Spec, benches: Benches, seeds: int, out: Path) -> None:
                 results["figures"].setdefault(name, {})[data] = drawn
     (out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     (out / "report.md").write_text(report_text(spec, results))
+
+
+def _lost(before: dict[str, Any], found: dict[str, Any], data: str) -> list[str]:
+    """Rows that the report has and that would no longer be in it."""
+    return [
+        f"{row} ({name})"
+        for name, table in found.items()
+        for row, values in before.get(name, {}).get(data, {"rows": {}})["rows"].items()
+        if "values" in values and "values" not in table["rows"].get(row, {"values": None})
+    ]
 
 
 def _before(out: Path) -> dict[str, Any]:

@@ -80,9 +80,9 @@ def _claim(claim: Claim, table: Table, system: System, bench: Bench, seeds: int)
     means = [np.mean(list(each.values()), axis=0) for each in values]
     test = _points(bench.compare(*means))
     out |= {"metric": system.metric, "means": [100 * float(mean.mean()) for mean in means], "test": test._asdict()}
-    if (over := _over_seeds(values[0], values[1])) is not None:
-        out["over_seeds"] = over._asdict()
-    return out | {"verdict": verdict(claim.expect, test)}
+    over = _over_seeds(values[0], values[1])
+    out |= {} if over is None else {"over_seeds": over._asdict()}
+    return out | {"verdict": verdict(claim.expect, test, over, len(values[0]))}
 
 
 def _paired(bench: Bench, labels: list[str], metric: str, seeds: int) -> list[dict[int, Values]]:
@@ -108,8 +108,19 @@ def _over_seeds(first: dict[int, Values], second: dict[int, Values]) -> Comparis
     return _points(compare_seeds(*means))
 
 
-def verdict(expect: str, test: Comparison) -> str:
-    """What the test says of the claim: it follows from difference, interval and p alone; `test` in points."""
+def verdict(expect: str, test: Comparison, over: Comparison | None = None, seeds: int = 1) -> str:
+    """What the tests say of the claim: it follows from difference, interval and p alone; in points. `test` resamples
+    the test split and knows nothing of other runs: `over` the seeds, where there are enough, a difference must be more
+    than chance as well; with fewer the verdict says how many there are."""
+    found = _on_the_split(expect, test)
+    if expect not in ("above", "below") or not test.significant:
+        return found
+    if over is None:
+        return f"{found} (of {seeds} seed{'s' * (seeds > 1)})"
+    return found if over.significant else f"{found}, on this test split: runs of other seeds differ as much"
+
+
+def _on_the_split(expect: str, test: Comparison) -> str:
     if expect == "number":
         return ""
     if expect == "equal":

@@ -66,7 +66,8 @@ class Builder(ABC):
     def _catalogue(self) -> None:
         data = self.recipe.data
         wanted: Wanted = "pairs" if self.recipe.model.note is not None else "clicks"
-        self._add("catalogue", lambda work: ingest(data, work.output, wanted), INGEST_VERSION, dump(data), {})
+        config = dump(data) | ({"wanted": wanted} if wanted == "pairs" else {})  # without them it is refused
+        self._add("catalogue", lambda work: ingest(data, work.output, wanted), INGEST_VERSION, config, {})
 
     def _weights(self) -> None:
         if self.previous is not None:

@@ -104,7 +104,10 @@ def test_a_row_of_ours_alone_has_no_number_of_the_papers(spec: Spec) -> None:
 
 
 def test_a_verdict_flips_with_the_numbers(spec: Spec) -> None:
-    for better, said in (("smgr", "holds."), ("mtiger", "does not hold: it is the other way round.")):
+    for better, said in (
+        ("smgr", "holds (of 1 seed)."),
+        ("mtiger", "does not hold: it is the other way round (of 1 seed)."),
+    ):
         worse = "mtiger" if better == "smgr" else "smgr"
         text = report_text(spec, results(spec, {better: [0.6], worse: [0.4]}))
         assert f"“SMGR is above its best baseline, MTIGER” {said}" in text
@@ -119,6 +122,15 @@ def test_rows_are_compared_over_the_seeds_that_both_have(spec: Spec) -> None:
     table = spec.tables["smgr-controls"].model_copy(update={"claims": [Claim(**BM25)]})
     bench: Any = Canned({"smgr": [0.6, 0.2, 0.1], "BM25": [0.25]})
     assert table_results(table, spec.systems["smgr"], bench, 3)["claims"][0]["means"] == [pytest.approx(30), 25]
+
+
+def test_rows_do_not_leave_the_report_unnoticed(spec: Spec) -> None:
+    """As when only a part of them is kept or in the store."""
+    whole = results(spec, {"smgr": [0.6], "tiger": [0.5]})["tables"]
+    part = {name: found["hm"] for name, found in results(spec, {"smgr": [0.6, 0.7]})["tables"].items()}
+    assert reproduce._lost(whole, part, "hm") == ["TIGER (smgr-1)"]
+    assert reproduce._lost(whole, part, "pictograms") == []
+    assert reproduce._lost({"smgr-1": {"hm": part["smgr-1"]}}, {"smgr-1": whole["smgr-1"]["hm"]}, "hm") == []
 
 
 BM25: dict[str, Any] = {"says": "above BM25", "first": "SMGR", "second": "BM25", "expect": "above"}
@@ -140,7 +152,12 @@ BM25: dict[str, Any] = {"says": "above BM25", "first": "SMGR", "second": "BM25",
     ],
 )
 def test_verdicts_follow_from_the_test_alone(expect: str, test: Comparison, said: str) -> None:
-    assert verdict(expect, test) == said
+    clear, unclear = Comparison(2, 1, 3, 0.01), Comparison(2, -1, 5, 0.2)  # over the seeds
+    assert verdict(expect, test, clear, 3) == said
+    decided = expect in ("above", "below") and "chance" not in said
+    assert verdict(expect, test, None, 2) == (f"{said} (of 2 seeds)" if decided else said)
+    assert verdict(expect, test, unclear, 3).startswith(said)
+    assert ("other seeds" in verdict(expect, test, unclear, 3)) == decided
 
 
 def test_the_papers_numbers(spec: Spec) -> None:

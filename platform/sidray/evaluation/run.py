@@ -56,7 +56,7 @@ def evaluate_clicks(settings: EvaluationSettings, kind: Representation, work: Wo
     vectors = Vectors(work.inputs["embed"], kind, storage.join(sids, "sids.lance") if sids else None)
     summary = _save(clicks, vector_ranks(clicks, vectors), RESULT, settings, work)
     rows = picture_sample(catalogue)
-    if kind == "vector" and not sids and len(rows):
+    if settings.split == "test" and kind == "vector" and not sids and len(rows):  # of test clicks: not to choose by
         own_photo = picture_recall(work.inputs["embed"], rows, clicks.rows)
         summary |= {} if own_photo is None else {"own-photo R@10": own_photo}
     return summary
