@@ -115,7 +115,7 @@ def write(spec: Spec, benches: Benches, seeds: int, out: Path) -> None:
             bench.keep((row.ours for table in tables.values() for row in table.rows.values()), seeds)
             found = {name: table_results(each, spec.systems[system], bench, seeds) for name, each in tables.items()}
             if lost := _lost(results["tables"], found, data):
-                say(f"{system} on {data} stays as it is in the report: no {lost[0]} yet; rows that are missing: {len(lost)}")
+                say(f"{system} on {data} stays as it is in the report: {len(lost)} rows are missing, first {lost[0]}")
                 continue
             for name, table in tables.items():
                 results["tables"].setdefault(name, {})[data] = found[name] | {"sizes": part_sizes(table.parts, bench)}
