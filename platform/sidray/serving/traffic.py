@@ -84,7 +84,7 @@ class Traffic:
     async def with_model(self, name: str) -> tuple[Service, Model]:
         """The run whose model or name that is. Others are asked when it is not the primary's: they may be away.
         ApiError 404 when none of those that answer has it."""
-        found = [await self._model(self.shares.primary)]
+        found = [await self._model(self.shares.primary, self._settings.write_timeout_s)]  # may wait behind others
         if name not in _names(found[0][1]):
             found += await self._other_models()
         for service, model in found:
@@ -102,10 +102,10 @@ class Traffic:
                 raise answer
         return [answer for answer in answers if not isinstance(answer, BaseException)]
 
-    async def _model(self, name: str) -> tuple[Service, Model]:
+    async def _model(self, name: str, seconds: float = READY_S) -> tuple[Service, Model]:
         service = await self._of(name)
         try:
-            async with asyncio.timeout(READY_S):
+            async with asyncio.timeout(seconds):
                 return service, await service.backend.model()
         except TimeoutError as error:
             raise ApiError(overloaded(f"the model of run {name} does not answer")) from error
