@@ -83,12 +83,35 @@ def test_stage_overrides_change_the_stage_of_that_name_alone() -> None:
             r"stage_overrides.finetuning names no stage \(did you mean 'finetune'\?\)",
         ),
         ("stage_overrides=[1]", "must map stage names to values"),
+        ("stage_defaults=3", "stage_defaults must map keys to values"),
+        ("variants={a: 3}", "variants must map names to values"),
+        ("variants={w/o pictures: {}}", "'w/o pictures' cannot be a label or the name of a variant"),
+        ("variants={BM25: {}}", "'BM25' cannot be a label"),
+        ("variants={smgr: {}}", "a variant has the recipe's own label"),
+        ("label=a/b", "'a/b' cannot be a label"),
+        ('label="abc', "the value is not YAML"),
+        ("runs.root=@x", "the value is not YAML"),
+        ("seeds=[-1]", "seeds.0: .*greater than or equal to 0"),
+        ("tokenizer.hidden={itme: [8]}", "tokenizer.hidden.itme"),
         ("stage_overrides.finetune.step=3", r"sid_stages.1.step: unknown key \(did you mean 'steps'\?\)"),
     ],
 )
 def test_bad_keys_name_their_place(override: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         load_recipe("smgr-debug", [override])
+
+
+@pytest.mark.parametrize("value", ["3", "[3]", "{a: b}"])
+def test_extends_names_recipes(tmp_path: Path, value: str) -> None:
+    (tmp_path / "own.yaml").write_text(f"extends: {value}\nname: own\n")
+    with pytest.raises(UserError, match="extends holds"):
+        load_recipe(str(tmp_path / "own.yaml"), [])
+
+
+def test_empty_sections_are_those_that_are_not_there(tmp_path: Path) -> None:
+    text = "name: own\nextends:\nstage_defaults:\nvariants:\nstages: [{name: a, tasks: {query2item: 1}}]\n"
+    (tmp_path / "own.yaml").write_text(text)
+    assert load_recipe(str(tmp_path / "own.yaml"), [])[1] == {}
 
 
 def test_unknown_recipe_names_the_nearest() -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from sidray import graph_base, storage
 from sidray.errors import UserError
 from sidray.graph import build_graph
-from sidray.recipe import Recipe, load_recipe
+from sidray.recipe import Recipe, load_recipe, run_folder_name
+from sidray.run import _write_run, seeded_graphs
+from sidray.steps import Store
 
 
 def keys(*overrides: str, recipe: str = "smgr-hm") -> dict[str, str]:
@@ -192,6 +196,63 @@ def test_the_methods_of_table_4_share_what_they_have_in_common() -> None:
 def test_recipes_that_cannot_be_are_refused(override: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         load_recipe("notellm2-hm", ["data.folder=x", override])
+
+
+def test_tables_that_were_written_anew_make_another_catalogue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = [f"data.{name}={tmp_path / name}.parquet" for name in ("items", "clicks")]
+    seen = []
+    for text in ("one", "another"):
+        graph_base._files.cache_clear()
+        for name in ("items", "clicks"):
+            (tmp_path / f"{name}.parquet").write_text(text)
+        loaded = load_recipe("smgr-debug", ["data.source=tables", "data.limit=null", *files])[0]
+        seen.append({build_graph(loaded)["catalogue"].key for _ in range(2)})
+    assert [len(each) for each in seen] == [1, 1]
+    assert seen[0] != seen[1]
+
+
+def finished(overrides: list[str]) -> str:
+    """The folder of a run whose steps have manifests and nothing else."""
+    recipe, _, values = load_recipe("smgr-debug", [*overrides, "variants={}"])
+    graphs, store = seeded_graphs({recipe.label: recipe}), Store(recipe.runs.root)
+    for step in graphs[recipe.label][0].steps.values():
+        manifest = {"attempt": "a", "config": dict(step.config), "version": step.version}
+        storage.write_json(storage.join(store.root, "steps", step.folder, "manifest.json"), manifest)
+    folder = storage.join(store.root, "runs", run_folder_name(values))
+    _write_run(folder, values, graphs, store)
+    return folder
+
+
+def test_a_run_continues_steps_as_they_are_whatever_code_and_data_have_become(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = finished([f"runs.root={tmp_path}"])
+    done = storage.read_json(storage.join(first, "steps.json"))["smgr"]
+    monkeypatch.setattr("sidray.graph_towers.STAGE_VERSION", 99)
+    own = [f"runs.root={tmp_path}", "stages=[]", "evaluation.after={}"]
+    second = finished([*own, f"init_from={first}"])
+    third = load_recipe("smgr-debug", [*own, f"init_from={second}"])[0]  # stages: [] twice in a row
+    graph = build_graph(third)
+    assert graph["pretrained-towers"].folder == done["pretrained-towers"]
+    assert graph["tokenizers"].folder == done["tokenizers"]
+    assert graph["text-weights"].folder == done["text-weights"]
+    assert graph["pretrained"].config["item"] == "fused"
+    start = graph["stage-doc2docid"].inputs["start"].folder
+    assert start == storage.read_json(storage.join(second, "steps.json"))["smgr"]["final-towers"]
+
+
+def test_a_run_of_another_store_is_not_continued(tmp_path: Path) -> None:
+    first = finished([f"runs.root={tmp_path}"])
+    recipe = load_recipe("smgr-debug", [f"runs.root={tmp_path}-2", f"init_from={first}", "stages=[]"])[0]
+    with pytest.raises(UserError, match=rf"another store(.|\n)*runs.root={tmp_path}"):
+        build_graph(recipe)
+    with pytest.raises(UserError, match=r"model\.note"):
+        build_graph(load_recipe("notellm2-debug", [f"runs.root={tmp_path}", f"init_from={first}", "stages=[]"])[0])
+
+
+def test_the_last_stage_has_what_is_served() -> None:
+    with pytest.raises(UserError, match=r"stage doc2docid, the last one, needs item: sids"):
+        load_recipe("smgr-debug", ["stage_overrides.finetune=null"])
 
 
 def test_nothing_to_predict_without_sids() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -15,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from sidray import storage
+from sidray import lease, storage
 from sidray.errors import UserError
 from sidray.lease import EXPIRY_S, Lease
 from sidray.steps import Chained, Step, Store, Work, in_order
@@ -102,6 +101,34 @@ def test_a_killed_attempt_is_adopted_and_only_a_stage_finds_what_it_left(tmp_pat
     assert stage.found == [(output, False), (output, continues)]
 
 
+def test_what_another_driver_finished_meanwhile_is_not_computed_again(tmp_path: Path) -> None:
+    """Two recipes that share their first stages; the other driver does them while this one computes what they need."""
+    stages, other = Stage(), Stage()
+    stages.found, other.found = [("", False)], [("", False)]  # neither fails
+
+    def steps(stage: Stage, needed: Step) -> tuple[Step, Step]:
+        first = Step("one", stage, {}, 1, {"needed": needed})
+        return first, Step("two", stage, {}, 1, {"start": first})
+
+    def slow(work: Work) -> dict[str, Any]:
+        storage.write_json(work.path("out.json"), {})
+        return {}
+
+    def meanwhile(work: Work) -> dict[str, Any]:
+        quiet(tmp_path).ensure(steps(other, Step("other", slow, {}, 1))[0])
+        return slow(work)
+
+    # The stage needs the same step under both drivers; this one has one more before it.
+    needed = Step("other", slow, {}, 1)
+    before = Step("before", meanwhile, {}, 1)
+    first, _ = steps(stages, needed)
+    last = Step("two", stages, {}, 1, {"before": before, "start": first})
+    quiet(tmp_path).ensure(last)
+    assert [Path(output).parent.name.partition("-")[0] for output, _ in other.found[1:]] == ["one"]
+    assert [Path(output).parent.name.partition("-")[0] for output, _ in stages.found[1:]] == ["two"]
+    assert len([path for path in (tmp_path / "steps" / first.folder).iterdir() if path.is_dir()]) == 1
+
+
 def test_a_second_driver_is_told_the_owner(tmp_path: Path) -> None:
     sleeper = subprocess.Popen(
         [sys.executable, "-c", "import sys; print('up', flush=True); sys.stdin.read()"], stdin=-1, stdout=-1
@@ -110,22 +137,22 @@ def test_a_second_driver_is_told_the_owner(tmp_path: Path) -> None:
     sleeper.stdout.readline()
     with open(f"/proc/{sleeper.pid}/stat") as stat:
         started = stat.read().rsplit(")", 1)[1].split()[19]
-    lease = {"owner": f"process {sleeper.pid}", "host": socket.gethostname(), "pid": sleeper.pid, "started": started}
+    left = {"owner": f"process {sleeper.pid}", "machine": lease._machine(), "pid": sleeper.pid, "started": started}
     path = tmp_path / "lease.json"
-    path.write_text(json.dumps({**lease, "lease": "x", "attempt": "abc", "heartbeat": time.time()}))
+    path.write_text(json.dumps({**left, "lease": "x", "attempt": "abc", "heartbeat": time.time()}))
     try:
         with pytest.raises(UserError, match=f"being computed by process {sleeper.pid}"):
             Lease(str(tmp_path))
-        path.write_text(json.dumps({**lease, "lease": "x", "attempt": "abc", "heartbeat": time.time() - EXPIRY_S - 1}))
+        path.write_text(json.dumps({**left, "lease": "x", "attempt": "abc", "heartbeat": time.time() - EXPIRY_S - 1}))
         assert Lease(str(tmp_path)).adopted  # its heart has stopped
     finally:
         sleeper.kill()
         sleeper.wait()
-    path.write_text(json.dumps({**lease, "lease": "x", "attempt": "abc", "heartbeat": time.time()}))
+    path.write_text(json.dumps({**left, "lease": "x", "attempt": "abc", "heartbeat": time.time()}))
     with Lease(str(tmp_path)) as adopted:  # the process of this machine is gone
         assert adopted.attempt == "abc"
     path.write_text(
-        json.dumps({**lease, "host": "elsewhere", "lease": "x", "attempt": "abc", "heartbeat": time.time()})
+        json.dumps({**left, "machine": "elsewhere", "lease": "x", "attempt": "abc", "heartbeat": time.time()})
     )
     with pytest.raises(UserError, match="being computed by"):
         Lease(str(tmp_path))

@@ -8,9 +8,10 @@ import sys
 import sysconfig
 import time
 import venv
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any, cast
 
 import psutil
 import pytest
@@ -77,6 +78,35 @@ def test_a_path_that_only_this_machine_knows_is_refused_before_anything_is_sent(
         with pytest.raises(UserError, match=rf"data\.{key}=mine\.parquet"):
             refuse_relative(load_recipe("smgr-debug", given)[2])
     refuse_relative(load_recipe("smgr-debug", [f"runs.root={tmp_path}"])[2])
+
+
+def test_paths_of_variants_and_of_weights_are_looked_at_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lm").mkdir()
+    for given, key in (
+        ("variants={a: {init_from: sidray-runs/runs/x}}", "variants.a.init_from=sidray-runs"),
+        ("model.text.weights=lm", "model.text.weights=lm"),
+    ):
+        with pytest.raises(UserError, match=key):
+            refuse_relative(load_recipe("smgr-debug", ["runs.root=s3://b/runs", given])[2])
+
+
+def test_following_a_cluster_that_is_gone_ends_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Gone:
+        async def tail_job_logs(self, job: str) -> AsyncIterator[str]:
+            raise RuntimeError("closed")
+            yield
+
+        def get_job_status(self, job: str) -> None:
+            raise ConnectionError("refused")
+
+    monkeypatch.setattr("asyncio.sleep", no_sleep)
+    with pytest.raises(UserError, match=r"does not answer(.|\n)*sidray status j1 --follow"):
+        follow(Job(cast(Any, Gone()), "j1"))
+
+
+async def no_sleep(seconds: float) -> None:
+    return None
 
 
 def test_variables_are_given_or_taken_from_here(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,9 +82,12 @@ def load_yaml(name: str, overrides: Iterable[str] = (), _seen: tuple[str, ...] =
     if name in _seen:
         raise UserError(f"recipe {name} extends itself: {' -> '.join((*_seen, name))}", "break the circle")
     values, folder = _read(name)
-    parents = values.pop("extends", [])
+    parents = values.pop("extends", None) or []
+    parents = [parents] if isinstance(parents, str) else parents
+    if not isinstance(parents, list) or not all(isinstance(parent, str) for parent in parents):
+        raise UserError(f"recipe {name}: extends holds {parents!r}", "give a recipe's name or a list of them")
     merged: Values = {}
-    for parent in [parents] if isinstance(parents, str) else parents:
+    for parent in parents:
         near = folder / parent if folder and parent.endswith((".yaml", ".yml")) else parent
         merged = merge(merged, load_yaml(str(near), (), (*_seen, name)))
     merged = merge(merged, values)
@@ -102,7 +105,10 @@ def _parse_override(text: str) -> Values:
     path, equals, value = text.partition("=")
     if not equals or not path.strip():
         raise UserError(f"override {text!r} is not of the form a.b=value", "for example training.workers=2")
-    nested: Any = yaml.safe_load(value) if value else ""
+    try:
+        nested: Any = yaml.safe_load(value) if value else ""
+    except yaml.YAMLError as error:
+        raise UserError(f"override {text!r}: the value is not YAML", "put it in quotes, within the shell's") from error
     for key in reversed(path.strip().split(".")):
         nested = {key: nested}
     return dict(nested)

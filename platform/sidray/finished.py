@@ -13,6 +13,7 @@ import yaml
 from sidray import storage
 from sidray.errors import UserError, nearest
 from sidray.recipe import Recipe, from_values
+from sidray.steps import DoneStep, Step, Summary, Work
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,16 @@ class RunFolder:
         if not storage.exists(uri):
             raise UserError(f"step {role} of {self.uri} is not done", "finish the run: sidray run RECIPE")
         return dict(storage.read_json(uri))
+
+    def step(self, role: str) -> Step:
+        """For the graph of another run of the same store. UserError when it is not done."""
+        manifest = self.manifest(role)
+        name, key = self.steps[role].rsplit("-", 1)
+
+        def run(work: Work) -> Summary:
+            raise UserError(f"step {role} of {self.uri} is gone", "finish that run again: sidray run RECIPE")
+
+        return DoneStep(name, run, manifest["config"], manifest["version"], {}, key)
 
     def output(self, role: str) -> str:
         """URI of a step's output."""

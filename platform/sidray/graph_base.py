@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 
 from sidray.config import Settings, Values
 from sidray.data.ingest import VERSION as INGEST_VERSION
 from sidray.data.ingest import Wanted, ingest
+from sidray.data.settings import CONTRACT
+from sidray.data.tables import fingerprint
 from sidray.models.run import image_weights, text_weights
 from sidray.models.weights import IMAGE_VERSION, TEXT_VERSION, TOKENIZER_VERSION
 from sidray.recipe import NO_IMAGES, Recipe
@@ -67,6 +70,9 @@ class Builder(ABC):
         data = self.recipe.data
         wanted: Wanted = "pairs" if self.recipe.model.note is not None else "clicks"
         config = dump(data) | ({"wanted": wanted} if wanted == "pairs" else {})  # without them it is refused
+        if data.source == "tables":
+            files = {name: uri for name in CONTRACT if (uri := getattr(data, name))}
+            config |= {"files": {name: _files(uri, int(time.monotonic() // 10)) for name, uri in files.items()}}
         self._add("catalogue", lambda work: ingest(data, work.output, wanted), INGEST_VERSION, config, {})
 
     def _weights(self) -> None:
@@ -95,6 +101,14 @@ class Builder(ABC):
 
 
 PROMPT = {"opening", "instruction", "max_words"}  # what a note's prompt depends on, beside its style
+
+
+@lru_cache(maxsize=64)
+def _files(uri: str, moment: int) -> str:
+    """Once for all variants and seeds of a recipe, not once and for all."""
+    return fingerprint(uri)
+
+
 SHOWN = {"shuffle_images", "random_images"}  # the controls that change what is embedded
 
 

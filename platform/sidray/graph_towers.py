@@ -58,12 +58,16 @@ class TowersBuilder(Builder):
             self._add("image-cache", run, IMAGE_CACHE_VERSION, {"size": model.image.size}, inputs)
 
     def _pretraining(self) -> None:
-        stages = self.recipe.stages or (self.previous.recipe.stages if self.previous else [])
         towers = self._continue("pretrained-towers")
         for stage in self.recipe.stages:
             towers = self._stage(stage, towers)
         self.steps["pretrained-towers"] = self.steps[towers]
-        self._embed("pretrained", "pretrained-towers", stages[-1].item)
+        if self.recipe.stages:
+            item = str(self.recipe.stages[-1].item)
+        else:
+            assert self.previous is not None
+            item = str(self.previous["pretrained"].config["item"])
+        self._embed("pretrained", "pretrained-towers", item)
 
     def _stage(self, stage: StageSettings, start: str, extra: tuple[str, ...] = ()) -> str:
         recipe = self.recipe

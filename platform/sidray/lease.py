@@ -9,6 +9,7 @@ time: both then write the same result, of the same key.
 
 from __future__ import annotations
 
+import functools
 import os
 import socket
 import threading
@@ -34,6 +35,14 @@ def _start_time(pid: int) -> str:
             return file.read().rsplit(")", 1)[1].split()[19]
     except OSError:
         return ""
+
+
+@functools.cache
+def _machine() -> str:
+    """Where process ids mean the same: containers that share a host's name have their own."""
+    with suppress(OSError), open("/proc/sys/kernel/random/boot_id") as file:
+        return f"{file.read().strip()} {os.readlink('/proc/self/ns/pid')}"
+    return socket.gethostname()
 
 
 class Lease:
@@ -70,7 +79,7 @@ class Lease:
     def _alive(lease: dict[str, Any]) -> bool:
         if time.time() - float(lease["heartbeat"]) > EXPIRY_S:
             return False
-        if lease["host"] != socket.gethostname():
+        if lease.get("machine") != _machine():
             return True
         if lease["pid"] == os.getpid() and lease["started"] == _start_time(os.getpid()):
             return lease["lease"] in _held
@@ -79,7 +88,7 @@ class Lease:
     def _write(self) -> None:
         pid, host = os.getpid(), socket.gethostname()
         owner = f"process {pid} on {host}"
-        value = {"owner": owner, "host": host, "pid": pid, "started": _start_time(pid), "lease": self._mine}
+        value = {"owner": owner, "machine": _machine(), "pid": pid, "started": _start_time(pid), "lease": self._mine}
         storage.write_json(self.uri, {**value, "attempt": self.attempt, "heartbeat": time.time()})
 
     def confirm(self) -> None:

@@ -9,7 +9,7 @@ import hashlib
 import json
 from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, NonNegativeInt, model_validator
 
 from sidray.config import Settings, Values, build, later, load_yaml, merge
 from sidray.data.settings import DataSettings
@@ -72,7 +72,7 @@ class Recipe(Settings):
     controls: ControlSettings = ControlSettings()
     init_from: str = ""
     """Folder of a finished run whose weights and codebooks this one continues from."""
-    seeds: list[int] = Field(default_factory=list)
+    seeds: list[NonNegativeInt] = Field(default_factory=list)
     """All is trained once for each, in place of every other seed; the tables show means, the first one serves."""
 
     @model_validator(mode="after")
@@ -93,6 +93,8 @@ class Recipe(Settings):
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds names one twice: {self.seeds}")
         self._check_notes()
+        if self.sid_stages and (last := self.sid_stages[-1]).item != "sids":
+            raise ValueError(f"stage {last.name}, the last one, needs item: sids: items are served with their SIDs")
         return self
 
     def _check_notes(self) -> None:
@@ -147,6 +149,7 @@ class Recipe(Settings):
 
 
 Variants = dict[str, Recipe]
+RESERVED_ROWS = ("popularity", "BM25", "oracle")  # of every report
 
 
 def load_recipe(name: str, overrides: list[str]) -> tuple[Recipe, Variants, Values]:
@@ -159,24 +162,37 @@ def load_recipe(name: str, overrides: list[str]) -> tuple[Recipe, Variants, Valu
 def from_values(values: Values, origin: str) -> tuple[Recipe, Variants, Values]:
     """See load_recipe. Raises UserError for unknown keys and values out of range, with their dotted paths."""
     values = dict(values)
-    if not isinstance(values.get("variants", {}), dict):
+    changes: dict[str, Values] = values.pop("variants", None) or {}
+    if not isinstance(changes, dict) or not all(isinstance(change, dict | None) for change in changes.values()):
         raise UserError(f"recipe {origin}: variants must map names to values", "see a shipped recipe")
-    changes: dict[str, Values] = values.pop("variants", {}) or {}
     values = _with_stage_overrides(values, origin)
-    recipe = build(Recipe, _with_stage_defaults(values), f"recipe {origin}")
+    recipe = build(Recipe, _with_stage_defaults(values, origin), f"recipe {origin}")
+    for name in (recipe.label, *changes):
+        _check_label(name, recipe.label if name in changes else "", origin)
     variants = {}
     for name in changes:
         where = f"{origin}: variants.{name}"
         variant = _with_stage_overrides(_variant(values, changes, name), where)
-        variants[name] = build(Recipe, _with_stage_defaults(variant), f"recipe {where}")
-    defaults = values.get("stage_defaults", {})
+        variants[name] = build(Recipe, _with_stage_defaults(variant, where), f"recipe {where}")
+    defaults = values.get("stage_defaults") or {}
     return recipe, variants, {**recipe.dump(), "stage_defaults": defaults, "variants": changes}
 
 
-def _with_stage_defaults(values: Values) -> Values:
+def _check_label(name: object, taken: str, origin: str) -> None:
+    """UserError for a label or a variant's name that cannot be a row of the report, or part of a file's name."""
+    if not isinstance(name, str) or not name.strip() or "/" in name or name in RESERVED_ROWS:
+        remedy = f"give another name: text without a slash, and not {', '.join(RESERVED_ROWS)}"
+        raise UserError(f"recipe {origin}: {name!r} cannot be a label or the name of a variant", remedy)
+    if name == taken:
+        raise UserError(f"recipe {origin}: a variant has the recipe's own label, {name!r}", "give it another name")
+
+
+def _with_stage_defaults(values: Values, origin: str) -> Values:
     """`stage_defaults` are put under every stage; what a stage says itself wins."""
     values = dict(values)
-    defaults = values.pop("stage_defaults", {})
+    defaults = values.pop("stage_defaults", None) or {}
+    if not isinstance(defaults, dict):
+        raise UserError(f"recipe {origin}: stage_defaults must map keys to values", "see a shipped recipe")
     for key in ("stages", "sid_stages"):
         if isinstance(values.get(key), list):
             values[key] = [merge(defaults, stage) if isinstance(stage, dict) else stage for stage in values[key]]
@@ -188,7 +204,7 @@ def _with_stage_overrides(values: Values, origin: str) -> Values:
     is extended, and for the command line. null in place of values takes the stage out, null in place of a task's weight
     the task. Raises UserError for a name that no stage has."""
     values = dict(values)
-    overrides = values.pop("stage_overrides", {})
+    overrides = values.pop("stage_overrides", None) or {}
     lists = {key: values[key] for key in ("stages", "sid_stages") if isinstance(values.get(key), list)}
     names = [stage.get("name") for stages in lists.values() for stage in stages if isinstance(stage, dict)]
     if not isinstance(overrides, dict) or not all(isinstance(change, dict | None) for change in overrides.values()):

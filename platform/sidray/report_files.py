@@ -36,14 +36,15 @@ class Report:
         """The table as text. `fill` writes a report's files and returns it, unless the folder has one of these results,
         which its results.json has under `key`."""
         report = storage.join(folder, "report")
-        saved = storage.join(report, "results.json")
-        if storage.exists(saved) and storage.read_json(saved)[key] == results:
-            return storage.read_bytes(storage.join(report, TABLE)).decode()
+        saved, text = storage.join(report, "results.json"), storage.join(report, TABLE)
+        if storage.exists(text) and storage.exists(saved) and storage.read_json(saved)[key] == results:
+            return storage.read_bytes(text).decode()
         with tempfile.TemporaryDirectory() as scratch:
             table = fill(Path(scratch))
             copy_pictures(Path(scratch), self.firsts, store)
-            (Path(scratch) / TABLE).write_text(table)
+            storage.delete(text)
             storage.upload(scratch, report)
+            storage.write_bytes(text, table.encode())  # last: without it the report is written again
         return table
 
 

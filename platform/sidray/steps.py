@@ -77,6 +77,17 @@ class Step:
         return f"{self.name}-{self.key}"
 
 
+@dataclass(frozen=True)
+class DoneStep(Step):
+    """A step that a run names by its folder: its key is that one's, whatever code and settings would give now."""
+
+    done_key: str = ""
+
+    @cached_property
+    def key(self) -> str:
+        return self.done_key
+
+
 def in_order(steps: Mapping[str, Step]) -> list[Step]:
     """All steps reachable from `steps`, each once, inputs first."""
     ordered: dict[str, Step] = {}
@@ -129,7 +140,9 @@ class Store:
             for step in chain:
                 storage.make_folder(self._folder(step))
             held = [leases.enter_context(Lease(self._folder(step))) for step in chain]
-            if self.manifest(chain[-1]) is not None:  # another driver finished it while this one asked
+            while chain and self.manifest(chain[0]) is not None:  # another driver finished it while this one asked
+                chain, held = chain[1:], held[1:]
+            if not chain:
                 return
             outputs: dict[str, str] = {}
             works = []

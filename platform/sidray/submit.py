@@ -116,17 +116,31 @@ def _copy(module: Path, to: Path) -> None:
 
 
 def refuse_relative(values: Values) -> None:
-    """The job runs in a folder of its own on some node: runs.root, data and init_from must name the same place there.
+    """The job runs in a folder of its own on some node: runs.root, data, init_from and weights that are files must name
+    the same place there, in every variant.
 
     Raises UserError with the key."""
-    paths = {"runs.root": values["runs"]["root"], "init_from": values.get("init_from", "")}
-    paths |= {f"data.{name}": value for name, value in values["data"].items() if name in _DATA_PATHS}
-    for key, path in paths.items():
+    variants = values.get("variants") or {}
+    everywhere = {"": values} | {f"variants.{name}.": change or {} for name, change in variants.items()}
+    for key, path in (pair for start, each in everywhere.items() for pair in _paths(start, each)):
         if path and "://" not in path and not Path(path).is_absolute():
             raise UserError(
                 f"{key}={path} is relative to a folder of this machine, which the cluster does not have",
                 f"give {key} a URI (s3://..., gs://...) or an absolute path that every node mounts",
             )
+
+
+def _paths(start: str, values: Values) -> Iterator[tuple[str, str]]:
+    """Key and value of whatever may be a path."""
+    yield f"{start}runs.root", (values.get("runs") or {}).get("root", "")
+    yield f"{start}init_from", values.get("init_from", "")
+    for name, value in (values.get("data") or {}).items():
+        if name in _DATA_PATHS:
+            yield f"{start}data.{name}", value
+    for part, settings in (values.get("model") or {}).items():
+        weights = str((settings or {}).get("weights", "")) if isinstance(settings, dict) else ""
+        if Path(weights).exists():  # else the name of a model
+            yield f"{start}model.{part}.weights", weights
 
 
 _DATA_PATHS = frozenset({"folder", "items", "clicks", "events", "pairs"})
@@ -165,11 +179,12 @@ async def _tail(job: Job, write: Callable[[str], object]) -> None:
                 if fresh:
                     write(fresh)
                     shown, silent = passed, 0
+            if job.client.get_job_status(job.id).is_terminal():
+                return
         except (RuntimeError, OSError):
             silent += 1
-        if job.client.get_job_status(job.id).is_terminal():
-            return
         await asyncio.sleep(1)
+    raise UserError(f"the cluster does not answer; {job.id} may go on", f"sidray status {job.id} --follow, later")
 
 
 def listed(client: JobSubmissionClient) -> list[Any]:

@@ -83,9 +83,10 @@ def open_table(uri: str, name: str) -> TableFiles:
 def fingerprint(uri: str) -> str:
     """Of a table's files: their names, sizes and times. Another one when any of them is written anew."""
     filesystem, path = storage.open_uri(uri)
-    infos = [filesystem.get_file_info(path)]
-    if infos[0].type == pafs.FileType.Directory:
-        infos = filesystem.get_file_info(pafs.FileSelector(path, recursive=True))
+    with storage.read_errors(uri):
+        infos = [filesystem.get_file_info(path)]
+        if infos[0].type == pafs.FileType.Directory:
+            infos = filesystem.get_file_info(pafs.FileSelector(path, recursive=True))
     files = sorted((info.path, info.size, info.mtime_ns) for info in infos if info.type == pafs.FileType.File)
     return hashlib.sha256(json.dumps(files).encode()).hexdigest()[:16]
 

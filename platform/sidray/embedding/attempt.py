@@ -75,6 +75,7 @@ def attempt(run: RunFolder, items: str, folder: str, max_bad_fraction: float) ->
         source="tables",
         items=items,
         text_fields=data.text_fields,
+        columns=data.columns,
         max_image_pixels=data.max_image_pixels,
         max_bad_fraction=max_bad_fraction,
     )

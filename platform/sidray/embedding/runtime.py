@@ -37,7 +37,7 @@ class RunModel:
         self.assigner = assigner
         self.reads_text = True
         self.reads_pictures = pretrained.image is not None and (assigner is None or run.recipe.tokenizer.of_pictures)
-        self.last_item = (*run.recipe.stages, *run.recipe.sid_stages)[-1].item
+        self.last_item = run.manifest("embed")["config"]["item"]
         tokenizer = load_tokenizer(storage.local_folder(run.output("text-weights")))
         fields = run.recipe.data.text_fields
         self.prompter = Prompter(tokenizer, run.recipe.model.text, run.recipe.model.prompts, fields)

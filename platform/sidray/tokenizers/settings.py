@@ -5,7 +5,7 @@ settings = TokenizerSettings(kind="rqvae", hidden={"item": [128, 64, 32]});  set
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal, cast, get_args
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 
@@ -29,7 +29,7 @@ class TokenizerSettings(Settings):
     entries: Choice | dict[str, Choice] = 32
     """Codes per level: one number, or one per modality; of a list validation chooses the smallest that loses at most
     1 % of the best one's recall."""
-    hidden: dict[str, Pyramid] = Field(default_factory=dict)
+    hidden: dict[Modality, Pyramid] = Field(default_factory=dict)
     """Modality (text, image, item) -> widths of the RQ-VAE's encoder, from the vectors' to the codes'; absent or []: d,
     3d/4, d/2, d/4, which is the paper's for d = 1024. The decoder is its mirror."""
     beta: NonNegativeFloat = 0.25
@@ -93,7 +93,7 @@ class TokenizerSettings(Settings):
         """The encoder's widths for vectors of `width` dimensions: width first, code width last.
 
         Raises UserError when the recipe's pyramid starts with another width or has no layer."""
-        given = self.hidden.get(modality, [])
+        given = self.hidden.get(cast(Modality, modality), [])
         if not given:
             return [width, *(max(1, width * quarters // 4) for quarters in (3, 2, 1))]
         remedy = f"give tokenizer.hidden.{modality}=[{width}, ..., width of the codes], or [] for an automatic pyramid"
