@@ -1,9 +1,10 @@
 # `make` alone lists what there is. Each other target but `clean` makes .venv first when it is not there.
-# EXTRAS: of the package, to install there: `make demo EXTRAS=gpu,demo` on a machine with a GPU.
+# EXTRAS: of the package, to install there: `make demo EXTRAS=gpu,demo` on a machine with a GPU. They are remembered, and
+# another value installs anew.
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS ?= cpu,demo
+EXTRAS ?= $(shell cat $(VENV)/.extras 2>/dev/null || echo cpu,demo)
 SIZE ?= small
 SEEDS ?= 3
 ROOT ?= ./sidray-runs
@@ -11,18 +12,24 @@ DATA ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test chaos reproduce bench check format docs clean
+.FORCE:
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 10
 
-$(VENV)/.installed-run: pyproject.toml
+$(VENV)/.extras: .FORCE  # newer only when EXTRAS are others; `cpu` and `gpu` both bring a module faiss
+	@mkdir -p $(VENV)
+	@test "$$(cat $@ 2>/dev/null)" = '$(EXTRAS)' || { \
+		test ! -e $@ || $(BIN)/pip uninstall --quiet --yes faiss-cpu faiss-gpu-cu12; echo '$(EXTRAS)' > $@; }
+
+$(VENV)/.installed-run: pyproject.toml $(VENV)/.extras
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[$(EXTRAS)]'
 	touch $@
 
-$(VENV)/.installed-dev: pyproject.toml
+$(VENV)/.installed-dev: pyproject.toml $(VENV)/.extras
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[cpu,demo,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[$(EXTRAS),dev]'
 	touch $(VENV)/.installed-run $@
 
 demo: $(VENV)/.installed-run  ## SMGR, its baselines and a text-only dual tower on the embedded catalogue

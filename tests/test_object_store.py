@@ -216,7 +216,7 @@ def test_a_run_in_a_bucket_is_read_as_one_on_a_disk(run: RunFolder, debug_run: s
     hits = [search(each, "cat", None, [], 5) for each in (run, RunFolder.open(debug_run))]
     assert [hit.item_id for hit in hits[0]] == [hit.item_id for hit in hits[1]]
     where = f"{run.root}/exported"
-    assert export(run, where) == ["image", "sidray.json", "text", "tokenizers", "towers.safetensors"]
+    assert export(run, where) == ["image", "pretrained", "sidray.json", "text", "tokenizers", "towers.safetensors"]
     assert set(storage.list_names(where)) == set(export(run, f"{where}-again"))
     with pytest.raises(UserError, match="is not empty"):
         export(run, where)

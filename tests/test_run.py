@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from sidray import storage
@@ -157,7 +158,7 @@ def test_export_is_plain_hugging_face(run: RunFolder, model: RunModel, tmp_path:
     from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
     names = export(run, str(tmp_path / "out"))
-    assert names == ["image", "sidray.json", "text", "tokenizers", "towers.safetensors"]
+    assert names == ["image", "pretrained", "sidray.json", "text", "tokenizers", "towers.safetensors"]
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out" / "text")
     lm = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "text").eval()
     AutoModel.from_pretrained(tmp_path / "out" / "image")
@@ -171,6 +172,18 @@ def test_export_is_plain_hugging_face(run: RunFolder, model: RunModel, tmp_path:
         pooled = lm.base_model(input_ids=ids).last_hidden_state[:, -1]
         vector = torch.nn.functional.normalize(model.final.item(pooled), dim=-1)[0].numpy()
     np.testing.assert_allclose(vector, model.items([item]).vectors[0], atol=1e-4)
+    before = tmp_path / "out" / "pretrained"
+    heads = load_file(before / "towers.safetensors")
+    assert all(
+        torch.equal(heads[name], value) for name, value in model.pretrained.mlp_i.state_dict(prefix="mlp_i.").items()
+    )
+    ids = tokenizer(model.prompter.item_text(item), return_tensors="pt", add_special_tokens=False)["input_ids"]
+    ids = torch.cat([ids, torch.tensor([[tokenizer.eos_token_id]])], 1)
+    plain = AutoModelForCausalLM.from_pretrained(before / "text").eval()
+    with torch.no_grad():
+        pooled = plain.base_model(input_ids=ids).last_hidden_state[:, -1]
+        own = model.pretrained.encode_text(TextInput(ids, torch.ones_like(ids).bool()))
+    torch.testing.assert_close(pooled, own, atol=1e-4, rtol=1e-4)  # what the text's SIDs are made of
 
 
 def test_a_run_that_continues_another_has_its_codebooks_and_starts_from_its_towers(run: RunFolder) -> None:

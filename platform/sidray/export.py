@@ -3,6 +3,7 @@
 text/        the causal LM with the SID tokens (<IMG_EMB> of an MLRM) in its vocabulary (AutoModelForCausalLM)
 image/       the vision tower (AutoModel), or an EfficientNet-Lite's safetensors
 towers.safetensors  MLP_Q, MLP_I, the image projection and, if it is an MLP, the fusion
+pretrained/  text/ and towers.safetensors before the SIDs: with image/ and tokenizers/ they make the SIDs of new items
 sidray.json  prompts, fusion, SID vocabulary, model_key, sid_scale (the head is tied: its logits of SID tokens are this
              many times the trained ones)
 mlrm.safetensors    in place of the towers: connector, picture projection, gate, projector, temperature
@@ -17,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from sidray import storage
 from sidray.embedding.note_runtime import NoteModel
@@ -27,6 +30,7 @@ from sidray.models.image import VisionTower
 from sidray.models.mlrm import IMG_EMB
 from sidray.models.text import decoder_of
 from sidray.models.trained import TrainedModel, save_trained, trained_state
+from sidray.training.worker import TOWERS
 
 
 def export(run: RunFolder, target: str) -> list[str]:
@@ -48,6 +52,9 @@ def _export_towers(model: RunModel, run: RunFolder, folder: Path) -> None:
     save_trained(_projections(model), folder / "towers.safetensors")
     if model.assigner is not None:
         shutil.copytree(storage.local_folder(run.output("tokenizers")) / "tokenizers", folder / "tokenizers")
+        before = folder / "pretrained"
+        _export_text(model.pretrained, [], storage.local_folder(run.output("text-weights")), before / "text")
+        save_trained(_parts(model.pretrained, "mlp_", "project.", "fusion."), before / "towers.safetensors")
     storage.write_json(str(folder / "sidray.json"), _card(model))
 
 
@@ -71,13 +78,12 @@ def _export_mlrm(notes: NoteModel, run: RunFolder, folder: Path) -> None:
 
 def _projections(model: RunModel) -> dict[str, Any]:
     """The final MLPs, and image projection and fusion of the pretraining towers, which make the SIDs."""
-    parts = [("mlp_", model.final), ("project.", model.pretrained), ("fusion.", model.pretrained)]
-    return {
-        name: value.detach().cpu().contiguous()
-        for prefix, towers in parts
-        for name, value in towers.named_parameters()
-        if name.startswith(prefix)
-    }
+    return _parts(model.final, "mlp_") | _parts(model.pretrained, "project.", "fusion.")
+
+
+def _parts(towers: TrainedModel, *prefixes: str) -> dict[str, Any]:
+    named = towers.named_parameters()
+    return {name: value.detach().cpu().contiguous() for name, value in named if name.startswith(prefixes)}
 
 
 def _card(model: RunModel) -> dict[str, Any]:
@@ -129,3 +135,14 @@ def _export_image(image: torch.nn.Module | None, run: RunFolder, folder: Path) -
             shutil.copy(preprocessor, folder)
         return
     shutil.copytree(source, folder)
+    if not run.recipe.model.image.frozen:
+        _put_trained(folder, storage.local_folder(run.output(run.trained_role)) / TOWERS)
+
+
+def _put_trained(folder: Path, towers: Path) -> None:
+    """The trunk's weights in `folder` as the stages left them. (In memory it is folded for inference.)"""
+    (path,) = folder.glob("*.safetensors")
+    with safe_open(path, "pt") as file:
+        notes = file.metadata()
+    trained = {name.removeprefix("image."): value for name, value in load_file(towers).items()}
+    save_file({name: trained.get(name, value) for name, value in load_file(path).items()}, path, notes)

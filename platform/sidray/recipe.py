@@ -71,7 +71,7 @@ class Recipe(Settings):
     evaluation: EvaluationSettings = EvaluationSettings()
     controls: ControlSettings = ControlSettings()
     init_from: str = ""
-    """Folder of a finished run whose weights and codebooks this one continues from."""
+    """Folder of a finished run of the same `runs.root`, whose weights and codebooks this one continues from."""
     seeds: list[NonNegativeInt] = Field(default_factory=list)
     """All is trained once for each, in place of every other seed; the tables show means, the first one serves."""
 

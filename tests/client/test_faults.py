@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import logging
 import pickle
+import re
 import socket
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sidray.client import ApiError, ClientError, ConnectionFailed
-from sidray.client.retries import Attempts
+from sidray.client.retries import RETRIED, Attempts
+from sidray.serving.settings import GatewaySettings
 from tests.client.conftest import Clock, Connect
 from tests.client.servers import Fault, Scripted, raw_server
 
@@ -105,6 +108,18 @@ def test_other_statuses_are_not_retried(client: Any, server: Scripted, clock: Cl
     with pytest.raises(ApiError, match=f"^{status} c: m$") as caught:
         client.search("soup")
     assert (len(server.seen), clock.pauses, caught.value.retry_after_s) == (1, [], 3)
+
+
+def test_the_page_says_what_is_repeated() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "serving-api.md").read_text()
+    said = re.search(r"Repeat ([\d, ]+) and lost connections", page)
+    not_said = re.search(r"; (\d+), a key's rate limit, it does not repeat", page)
+    assert said is not None
+    assert not_said is not None
+    assert {int(status) for status in said[1].split(", ")} == RETRIED
+    assert int(not_said[1]) == 429
+    assert 429 not in RETRIED
+    assert "what the service says may be retried" not in page
 
 
 def test_an_error_says_what_the_service_said(client: Any, server: Scripted) -> None:
@@ -205,6 +220,36 @@ def test_the_deadline_ends_every_kind_of_slowness(connect: Connect, serve: Any, 
         with pytest.raises(ConnectionFailed, match="no answer in time"):
             client.search(image=picture)
         assert 0.1 < time.monotonic() - began < 2  # the server would take 4
+
+
+WRITES: dict[str, Any] = {
+    "put_items": ([{"item_id": "a", "title": "A"}],),
+    "delete_item": ("a",),
+    "events": ([{"user_id": "u", "item_id": "a", "action": "click", "ts": "2026-01-31T12:00:00Z"}],),
+    "embed": (["7"], "m-1"),
+}
+
+
+@pytest.mark.parametrize("method", WRITES)
+def test_a_write_has_a_budget_of_its_own(connect: Connect, server: Scripted, method: str) -> None:
+    """The gateway gives it 60 s: given up after 15, its work would be done twice and never answered."""
+    answer = json.dumps({"error": {"type": "t", "code": "late", "message": "m", "param": None}}).encode()
+    server.script.append(Fault(400, answer, delay_s=0.15))
+    with pytest.raises(ApiError, match="400 late"):
+        getattr(connect(timeout_s=0.2, write_timeout_s=10, retries=1), method)(*WRITES[method])
+    assert len(server.seen) == 1
+    server.script.append(Fault(400, delay_s=1))
+    began = time.monotonic()
+    with pytest.raises(ConnectionFailed, match="no answer in time"):
+        getattr(connect(timeout_s=10, write_timeout_s=0.05, retries=0), method)(*WRITES[method])
+    assert time.monotonic() - began < 1
+
+
+def test_the_budgets_of_the_defaults_are_more_than_twice_the_gateways(connect: Connect) -> None:
+    inner = connect()
+    endpoint = getattr(inner, "inner", inner)._endpoint
+    assert endpoint.timeout_s > 2 * GatewaySettings().timeout_s
+    assert endpoint.write_timeout_s > 2 * GatewaySettings().write_timeout_s
 
 
 def test_a_connection_that_was_given_up_is_closed(connect: Connect) -> None:

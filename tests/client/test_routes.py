@@ -146,7 +146,8 @@ def test_a_base_url_may_have_a_path_and_a_slash(connect: Connect, server: Script
         ({"base_url": "http://host", "api_key": "geheim "}, "the API key has"),
         ({"base_url": "http://host", "timeout_s": 0}, "timeout_s=0 must be positive"),
         ({"base_url": "http://host", "timeout_s": float("inf")}, "timeout_s=inf must be positive"),
-        ({"base_url": "http://host", "retries": -1}, "retries=-1 not negative"),
+        ({"base_url": "http://host", "write_timeout_s": 0}, "write_timeout_s=0 must be positive"),
+        ({"base_url": "http://host", "retries": -1}, "retries=-1 must not be negative"),
     ],
 )
 @pytest.mark.parametrize("kind", [Client, AsyncClient])

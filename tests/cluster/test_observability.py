@@ -93,6 +93,25 @@ def test_an_alert_says_what_is_wrong_and_what_to_do() -> None:
         assert used <= kept, rule["alert"]
 
 
+def cluster_label() -> str:
+    """The label that Prometheus, not Ray, gives each metric: of which cluster it is."""
+    monitor = yaml.safe_load((FOLDER / "podmonitor.yaml").read_text())
+    (relabeling,) = monitor["spec"]["podMetricsEndpoints"][0]["relabelings"]
+    assert relabeling["sourceLabels"] == ["__meta_kubernetes_pod_label_ray_io_cluster"]
+    label: str = relabeling["targetLabel"]
+    return label
+
+
+def test_a_lost_head_is_told_of_each_cluster() -> None:
+    """Another cluster's head is no reason to be silent."""
+    (rule,) = [rule for rule in rules() if rule["alert"] == "RayHeadDown"]
+    label, count = cluster_label(), "ray_node_cpu_count"
+    everybody = f"count by ({label}) ({count})"
+    head = f'unless on ({label}) {count}{{IsHeadNode="true"}}'
+    assert rule["expr"] == f"{everybody} {head} or absent({count})"
+    assert f"$labels.{label}" in rule["annotations"]["summary"]
+
+
 def test_what_sidray_exports_is_shown_and_nothing_else_of_that_name_is_asked_for() -> None:
     asked = {name for expression in expressions() for name in names_in(expression) if "sidray" in name}
     own = {name: exported_as(name, metric) for name, metric in METRICS.items()}
@@ -225,7 +244,7 @@ def test_every_label_that_an_expression_names_is_one_of_its_metrics(page: Page) 
     for expression in expressions():
         samples = [sample for name in names_in(expression) for sample in page.get(name, [])]
         for group in re.findall(r"\b(?:by|on) \(([^)]*)\)", expression) if samples else []:
-            for label in group.split(", "):
+            for label in set(group.split(", ")) - {cluster_label()}:
                 assert any(label in sample.labels for sample in samples), f"{label} in {expression}"
         for name, selector in re.findall(r"(\w+)\{([^}]*)\}", expression):
             for label, operator, text in re.findall(r'(\w+)(=~|=)"([^"]*)"', selector):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import re
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -120,3 +122,30 @@ def test_the_service_keeps_its_state_in_redis_and_redis_keeps_it(name: str) -> N
     (container,) = containers_of(redis["template"])
     assert {"startupProbe", "readinessProbe", "livenessProbe"} <= set(container)
     assert container["securityContext"]["readOnlyRootFilesystem"] is True
+
+
+def test_the_runbook_moves_a_run_in_three_applies_none_of_which_lacks_a_run() -> None:
+    """Weights name applications that are there before, at and after each apply: gateways are replaced one by one."""
+    runbook = (CLUSTER / "README.md").read_text()
+    steps = re.findall(r"^[123]\. (.*)$", runbook[runbook.index("**A run, for good, without a pause.**") :], re.M)[:3]
+    front, first = served(render("base"))["applications"]
+    assert (first["name"], front["args"]["weights"]) == ("run-a", {"run-a": 1.0})
+    second = {**first, "name": "run-b"}
+    texts = [[front, first], [front, first, second]]
+    assert "application `run-b`" in steps[0]
+    moved = yaml.safe_load(re.search(r"`weights: (\{.*?\})`", steps[1])[1])  # type: ignore[index]
+    after = {**front, "args": {**front["args"], "weights": moved}}
+    texts += [[after, first, second], [after, second]]
+    assert "application `run-a` goes" in steps[2]
+    for old, new in pairwise(texts):
+        build(ServiceSettings, new[0]["args"], "rayservice.yaml")
+        asked = {*old[0]["args"]["weights"], *new[0]["args"]["weights"]}
+        there = {each["name"] for each in old} & {each["name"] for each in new}
+        assert asked <= there
+
+
+def test_the_runbook_says_what_pauses_searches_and_what_undoes_a_promotion() -> None:
+    runbook = " ".join((CLUSTER / "README.md").read_text().split())
+    assert "| a run, in place | `run:` of an application in `serveConfigV2`, apply | searches pause" in runbook
+    assert "`model_changed`" in runbook  # the code that recall answers (recall.py)
+    assert "whenever its operator restarts" in runbook

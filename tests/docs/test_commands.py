@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import runpy
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -162,3 +164,31 @@ def test_it_runs(words: tuple[str, ...], debug_run: str, tmp_path: Path, monkeyp
     done = CliRunner().invoke(app, given, catch_exceptions=False)
     assert done.exit_code == 0, done.output
     assert done.output.strip()
+
+
+def test_make_installs_anew_for_other_extras_and_only_then(tmp_path: Path) -> None:
+    """With a pip that notes what it is asked for."""
+    pip, python = tmp_path / ".venv/bin/pip", tmp_path / ".venv/bin/python"
+    pip.parent.mkdir(parents=True)
+    pip.write_text('#!/bin/sh\nfor word; do :; done; echo "$1 $word" >> asked\n')
+    python.write_text("#!/bin/sh\n")
+    pip.chmod(0o755)
+    python.chmod(0o755)
+    for name in ("Makefile", "pyproject.toml"):
+        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+    plain = {name: value for name, value in os.environ.items() if name not in ("EXTRAS", "MAKEFLAGS", "MAKELEVEL")}
+
+    def asked(target: str, *variables: str) -> list[str]:
+        (tmp_path / "asked").write_text("")
+        command = ["make", f".venv/.installed-{target}", *variables]
+        subprocess.run(command, cwd=tmp_path, env=plain, check=True, capture_output=True)
+        time.sleep(0.02)  # file times are as fine as the kernel's clock
+        return (tmp_path / "asked").read_text().splitlines()
+
+    assert asked("run") == ["install .[cpu,demo]"]
+    assert asked("dev") == ["install .[cpu,demo,dev]"]
+    assert asked("run") == asked("dev") == []
+    assert asked("run", "EXTRAS=gpu,demo") == ["uninstall faiss-gpu-cu12", "install .[gpu,demo]"]
+    assert asked("dev") == ["install .[gpu,demo,dev]"]  # not cpu over it
+    assert asked("dev") == asked("run", "EXTRAS=gpu,demo") == []
+    assert asked("dev", "EXTRAS=cpu,demo") == ["uninstall faiss-gpu-cu12", "install .[cpu,demo,dev]"]

@@ -16,6 +16,7 @@ from sidray.config import build
 from sidray.errors import UserError
 from sidray.serving.app import build_gateway, build_run
 from sidray.serving.run import running_service, serve_run, url_of
+from sidray.serving.run_ingress import RunIngress
 from sidray.serving.settings import EmbedderSettings, RunSettings, ServiceSettings
 from tests.serving.runs import STEPS, tiny_run
 
@@ -35,6 +36,14 @@ def run(tmp_path: Path) -> str:
 def test_a_finished_run_is_an_application(run: str) -> None:
     assert isinstance(build_run({"run": run, "embedder": {"autoscaling": {"max_replicas": 2}}}), Application)
     assert isinstance(build_gateway({"weights": {"a": 0.9, "b": 0.1}, "shadows": ["c"]}), Application)
+
+
+async def test_an_application_says_what_it_was_built_from(run: str) -> None:
+    values = {"run": run, "embedder": {"autoscaling": {"max_replicas": 2}}, "recall": {"replicas": 5}}
+    app: Any = build_run(values)
+    ingress = RunIngress(*app._bound_deployment.init_args)
+    assert await ingress.settings() == RunSettings.model_validate(values)
+    assert (await ingress.info()).shards == 1
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import httpx
@@ -10,7 +13,7 @@ import pytest
 from sidray.errors import UserError
 from sidray.serving import auth
 from sidray.serving.auth import Keys, new_key
-from tests.serving.fakes import FakeBackend, client_of
+from tests.serving.fakes import FakeBackend, api_of, client_of
 
 
 async def get(keys: Keys, authorization: str | None, path: str = "/v1/index") -> httpx.Response:
@@ -51,6 +54,78 @@ async def test_probes_need_no_key_and_unknown_routes_do(two: tuple[Keys, str, st
         assert (await get(two[0], None, path)).status_code == 200
     for path in ("/v1/search", "/v1/nothing", "/metrics"):
         assert (await get(two[0], None, path)).status_code == 401
+
+
+async def test_two_keys_of_one_name_are_valid_and_share_a_rate(tmp_path: Path) -> None:
+    (old, line), (new, other) = new_key("search"), new_key("search")
+    (tmp_path / "keys").write_text(f"{line}\n{other}\n")
+    keys = Keys.load(str(tmp_path / "keys"), 0)
+    assert [keys.refusal(f"Bearer {key}") for key in (old, new)] == [None, None]
+    keys = Keys.load(str(tmp_path / "keys"), 1.0)
+    assert keys.refusal(f"Bearer {old}") is None
+    assert (await get(keys, f"Bearer {new}")).status_code == 429
+
+
+@pytest.fixture
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file of one key, "search", at which gateways look every few milliseconds."""
+    monkeypatch.setattr(auth, "REREAD_S", 0.005)
+    (tmp_path / "keys").write_text(new_key("search")[1])
+    return tmp_path / "keys"
+
+
+@asynccontextmanager
+async def running(keys: Keys) -> AsyncIterator[None]:
+    """A gateway with these keys, for the block."""
+    api = api_of(FakeBackend(), 8, keys)
+    async with api.router.lifespan_context(api):
+        yield
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+async def test_a_running_gateway_follows_the_file(file: Path) -> None:
+    keys = Keys.load(str(file), 0)
+    first, line = new_key("search")
+    second, other = new_key("search")
+    async with running(keys):
+        file.write_text(line)
+        await until(lambda: keys.refusal(f"Bearer {first}") is None)
+        file.write_text(other)
+        await until(lambda: keys.refusal(f"Bearer {first}") is not None)
+        assert (await get(keys, f"Bearer {first}")).status_code == 401
+        assert (await get(keys, f"Bearer {second}")).status_code == 200
+    file.write_text(line)
+    await asyncio.sleep(0.05)
+    assert keys.refusal(f"Bearer {second}") is None  # a gateway that has ended looks no more
+
+
+@pytest.mark.parametrize("broken", ["", "# none\n", "search zz\n", None])
+async def test_a_file_that_breaks_keeps_the_keys_that_are_known(
+    file: Path, monkeypatch: pytest.MonkeyPatch, broken: str | None
+) -> None:
+    logged: list[str] = []
+    monkeypatch.setattr(auth._LOGGER, "warning", lambda *args: logged.append(str(args)))
+    key, line = new_key("search")
+    file.write_text(line)
+    keys = Keys.load(str(file), 0)
+    async with running(keys):
+        if broken is None:
+            file.unlink()
+        else:
+            file.write_text(broken)
+        await until(lambda: len(logged) >= 2)
+        assert keys.refusal(f"Bearer {key}") is None
+        assert keys.refusal("") is not None
+        assert str(file) in logged[0]
+        later, line = new_key("search")
+        file.write_text(line)
+        await until(lambda: keys.refusal(f"Bearer {later}") is None)
+        assert keys.refusal(f"Bearer {key}") is not None
 
 
 async def test_without_a_file_everybody_comes_in() -> None:

@@ -32,9 +32,16 @@ class AsyncClient:
     same name. Lists and pictures are read and encoded in the loop's thread.
     """
 
-    def __init__(self, base_url: str, api_key: str | None = None, timeout_s: float = 30, retries: int = 4) -> None:
+    def __init__(
+        self,
+        base_url: str,
+        api_key: str | None = None,
+        timeout_s: float = 30,
+        retries: int = 4,
+        write_timeout_s: float = 130,
+    ) -> None:
         """Raises ValueError for a URL, key, timeout or number that cannot be."""
-        self._endpoint = Endpoint(base_url, api_key, timeout_s, retries)
+        self._endpoint = Endpoint(base_url, api_key, timeout_s, retries, write_timeout_s)
         self._http = httpx.AsyncClient(**self._endpoint.httpx_options())
 
     async def search(

@@ -50,6 +50,11 @@ class Call(Generic[T]):
     read: Callable[[bytes], T] = field(repr=False)
     body: bytes | None = field(default=None, repr=False)
 
+    @property
+    def is_write(self) -> bool:
+        """Whether it has the gateway's write_timeout_s: writes and embeddings."""
+        return self.method in ("PUT", "DELETE") or self.path in ("/v1/events", "/v1/embeddings")
+
 
 def search(
     query: str | None,

@@ -1,6 +1,6 @@
 """What both clients share around httpx: where the service is, what every request carries, how an answer is read.
 
-endpoint = Endpoint("http://127.0.0.1:8000", api_key, timeout_s=30, retries=4)
+endpoint = Endpoint("http://127.0.0.1:8000", api_key, timeout_s=30, retries=4, write_timeout_s=130)
 answer = endpoint.read(call, response.status_code, response.headers, body)
 """
 
@@ -30,16 +30,22 @@ _LIMITS = httpx.Limits(max_connections=100, max_keepalive_connections=100)
 class Endpoint:
     """A service and how it is called. The key leaves it in the Authorization header alone."""
 
-    def __init__(self, base_url: str, api_key: str | None, timeout_s: float, retries: int) -> None:
+    def __init__(
+        self, base_url: str, api_key: str | None, timeout_s: float, retries: int, write_timeout_s: float
+    ) -> None:
         """Raises ValueError for a base_url that is no http(s) URL or has more than host, port and path; for a key that
         no header can carry; for a timeout or a number of retries that is impossible."""
         self.base_url = _checked_url(base_url)
-        if not (timeout_s > 0 and isfinite(timeout_s)) or retries < 0:
-            raise ValueError(f"timeout_s={timeout_s} must be positive and finite, retries={retries} not negative")
+        for name, seconds in (("timeout_s", timeout_s), ("write_timeout_s", write_timeout_s)):
+            if not (seconds > 0 and isfinite(seconds)):
+                raise ValueError(f"{name}={seconds} must be positive and finite")
+        if retries < 0:
+            raise ValueError(f"retries={retries} must not be negative")
         if api_key is not None and not (api_key.isascii() and api_key.isprintable() and api_key.strip() == api_key):
             raise ValueError("the API key has spaces around it, or characters that an HTTP header does not take")
         self._key = SecretStr(api_key or "")
         self.timeout_s = timeout_s
+        self.write_timeout_s = write_timeout_s
         self.retries = retries
 
     def httpx_options(self) -> dict[str, Any]:
@@ -53,7 +59,8 @@ class Endpoint:
         return self.base_url + call.path
 
     def attempts(self, call: Call[Any], retries: int | None = None) -> Attempts:
-        return Attempts(self._what(call), self.timeout_s, self.retries if retries is None else retries)
+        timeout_s = self.write_timeout_s if call.is_write else self.timeout_s
+        return Attempts(self._what(call), timeout_s, self.retries if retries is None else retries)
 
     def polling(self, call: Call[Any], timeout_s: float) -> Polling:
         return Polling(self._what(call), timeout_s)

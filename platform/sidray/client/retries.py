@@ -6,7 +6,7 @@
         except FAILURES as error: sleep(attempts.pause_after(error))     # raises the error that ends the call
 
 500, 502, 503, 504 and lost connections are retried after an exponential backoff with full jitter, and not before the
-answer's Retry-After. `timeout_s` bounds all attempts and pauses together.
+answer's Retry-After. `timeout_s` (of a write the client's write_timeout_s) bounds all attempts and pauses together.
 """
 
 from __future__ import annotations

@@ -25,14 +25,22 @@ T = TypeVar("T")
 class Client:
     """May be shared by threads; keeps its connections open until `close` or the end of its `with`.
 
-    `timeout_s` bounds each request with all its retries; it should be more than twice the gateway's own `timeout_s`,
-    since a silent connection is given up after half of it. All methods raise ApiError for a refusal and
-    ConnectionFailed where no answer came. Pictures are bytes, a Path, or base64 or a data URL as str.
+    `timeout_s` bounds each request with all its retries, `write_timeout_s` each of put_items, delete_item, events and
+    embed. A silent connection is given up after half of it, so each should be more than twice the gateway's own setting
+    of that name: else work that takes longer is begun again and never answered. All methods raise ApiError for a
+    refusal and ConnectionFailed where no answer came. Pictures are bytes, a Path, or base64 or a data URL as str.
     """
 
-    def __init__(self, base_url: str, api_key: str | None = None, timeout_s: float = 30, retries: int = 4) -> None:
+    def __init__(
+        self,
+        base_url: str,
+        api_key: str | None = None,
+        timeout_s: float = 30,
+        retries: int = 4,
+        write_timeout_s: float = 130,
+    ) -> None:
         """Raises ValueError for a URL, key, timeout or number that cannot be."""
-        self._endpoint = Endpoint(base_url, api_key, timeout_s, retries)
+        self._endpoint = Endpoint(base_url, api_key, timeout_s, retries, write_timeout_s)
         self._http = httpx.Client(**self._endpoint.httpx_options())
 
     def search(

@@ -57,6 +57,7 @@ def build_run(args: Values) -> Application:
     data = run.recipe.data
     return _deployment(RunIngress, ReplicaSettings(cpus=0)).bind(
         RunInfo(len(shards), data.max_image_pixels, tuple(data.text_fields)),
+        settings,
         model,
         writer.bind(run, settings.writer, model),
         *recalls,

@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 from fastapi.responses import PlainTextResponse
@@ -25,10 +26,20 @@ Scrape = Callable[[], Awaitable[str]]
 
 
 def create_api(traffic: Traffic, max_in_flight: int, keys: Keys, scrape: Scrape) -> FastAPI:
-    """The ASGI application. No documentation pages: they load scripts from elsewhere.
+    """The ASGI application. No documentation pages: they load scripts from elsewhere. While it runs it follows the file
+    of `keys`.
 
     `scrape` gives the text of /metrics."""
-    api = FastAPI(title="sidray", version="1", docs_url=None, redoc_url=None, redirect_slashes=False)
+
+    @asynccontextmanager
+    async def running(api: FastAPI) -> AsyncIterator[None]:
+        following = asyncio.create_task(keys.follow())
+        try:
+            yield
+        finally:
+            following.cancel()
+
+    api = FastAPI(title="sidray", version="1", docs_url=None, redoc_url=None, redirect_slashes=False, lifespan=running)
     api.state.traffic = traffic
     api.include_router(router)
     api.include_router(probes)
