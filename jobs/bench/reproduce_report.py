@@ -59,7 +59,7 @@ def _made(results: Found) -> str:
                 versions = ", ".join(f"{name} {version}" for name, version in one["versions"].items())
                 commits.setdefault(f"{one['machine']} with {versions}", []).append(one["commit"])
             told = "; ".join(f"{what}, of commit {', '.join(those)}" for what, those in commits.items())
-            hours = f"{made['wall_s'] / 3600:.1f} h on " if "wall_s" in made else ""
+            hours = f"{made['wall_s'] / 3600:.1f} h on "
             lines.append(f"- {_TITLES[system]} on {data}: {hours}{told}")
     return "\n".join(lines)
 
