@@ -168,7 +168,10 @@ def from_values(values: Values, origin: str) -> tuple[Recipe, Variants, Values]:
     values = _with_stage_overrides(values, origin)
     recipe = build(Recipe, _with_stage_defaults(values, origin), f"recipe {origin}")
     for name in (recipe.label, *changes):
-        _check_label(name, recipe.label if name in changes else "", origin)
+        _check_label(name, origin)
+    if recipe.label in changes:
+        problem = f"recipe {origin}: a variant has the recipe's own label, {recipe.label!r}"
+        raise UserError(problem, "give it another name")
     variants = {}
     for name in changes:
         where = f"{origin}: variants.{name}"
@@ -178,13 +181,11 @@ def from_values(values: Values, origin: str) -> tuple[Recipe, Variants, Values]:
     return recipe, variants, {**recipe.dump(), "stage_defaults": defaults, "variants": changes}
 
 
-def _check_label(name: object, taken: str, origin: str) -> None:
+def _check_label(name: object, origin: str) -> None:
     """UserError for a label or a variant's name that cannot be a row of the report, or part of a file's name."""
     if not isinstance(name, str) or not name.strip() or "/" in name or name in RESERVED_ROWS:
         remedy = f"give another name: text without a slash, and not {', '.join(RESERVED_ROWS)}"
         raise UserError(f"recipe {origin}: {name!r} cannot be a label or the name of a variant", remedy)
-    if name == taken:
-        raise UserError(f"recipe {origin}: a variant has the recipe's own label, {name!r}", "give it another name")
 
 
 def _with_stage_defaults(values: Values, origin: str) -> Values:

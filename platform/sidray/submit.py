@@ -138,7 +138,7 @@ def _paths(start: str, values: Values) -> Iterator[tuple[str, str]]:
         if name in _DATA_PATHS:
             yield f"{start}data.{name}", value
     for part, settings in (values.get("model") or {}).items():
-        weights = str((settings or {}).get("weights", "")) if isinstance(settings, dict) else ""
+        weights = str(settings.get("weights", "")) if isinstance(settings, dict) else ""
         if Path(weights).exists():  # else the name of a model
             yield f"{start}model.{part}.weights", weights
 

@@ -38,15 +38,14 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        scope = _encoded_ids(scope)
+        scope, write = _encoded_ids(scope), _is_write(scope)
         if not scope["path"].startswith(_PROTECTED):
             await self._guarded(scope, receive, send)
-        elif self.in_flight >= self.max_in_flight or (_is_write(scope) and self.writes >= self.max_writes):
+        elif self.in_flight >= self.max_in_flight or (write and self.writes >= self.max_writes):
             await response(overloaded())(scope, receive, send)
         elif refusal := self.keys.refusal(Headers(scope=scope).get("authorization", "")):
             await response(refusal)(scope, receive, send)
         else:
-            write = _is_write(scope)
             self.in_flight += 1
             self.writes += write
             try:
