@@ -85,7 +85,7 @@ def test_any_log_equals_a_double_loop(events: list[Event], low: float, up: float
 
 @pytest.mark.usefixtures("ray_session")
 def test_many_buckets_give_what_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "BUCKET_EVENTS", 100)
+    monkeypatch.setattr(module, "BUCKET_EVENTS", 250)
     draw = random.Random(0)
     events = [
         (f"u{draw.randrange(60)}", draw.randrange(30), draw.choice(ACTIONS), draw.randrange(1, 29)) for _ in range(800)
