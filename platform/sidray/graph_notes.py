@@ -44,7 +44,7 @@ class NotesBuilder(Builder):
         self.steps["note-model"] = self.steps[model]
         self._embed("embed", self.note.inputs)
         for shown in self.recipe.evaluation.given:
-            if shown != self.note.inputs and (shown == "text" or self.note.early):
+            if self.note.inputs == "multimodal" and (shown == "text" or self.note.early):
                 self._embed(f"given-{shown}", shown)
         if self.recipe.evaluation.zero_shot:
             self._zero_shot()

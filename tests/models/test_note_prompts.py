@@ -56,10 +56,12 @@ def test_a_note_that_lacks_a_part_reads_as_what_it_has(style: Any) -> None:
     assert one(style, note={"title": "", "content": None}) == IMAGE
 
 
-def test_only_the_text_is_cut_and_what_surrounds_it_stays() -> None:
-    text: dict[str, Any] = {"inputs": "text", "micl": False, "early": False, "late": False}
-    assert one("text", max_tokens=len(TEXT), **text) == TEXT
-    assert one("text", max_tokens=len(TEXT) - 5, **text) == TEXT.replace("hot and sour", "hot and")
+@pytest.mark.parametrize("style", ["micl", "basic", "text"])
+def test_only_the_text_is_cut_and_by_as_much_in_every_style(style: Any) -> None:
+    """118 tokens stand around it in the longest, mICL's."""
+    whole = "'title': Soup, 'topic': food, 'content': hot and sour"
+    assert one(style, max_tokens=118 + len(whole)) == one(style)
+    assert one(style, max_tokens=118 + len(whole) - 5) == one(style).replace("hot and sour", "hot and")
 
 
 def test_a_prompt_that_leaves_no_room_is_refused() -> None:

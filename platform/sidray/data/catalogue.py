@@ -24,6 +24,7 @@ from sidray.errors import UserError
 
 Rows = npt.NDArray[np.int64]
 MANIFEST = "catalogue.json"
+MIN_HELD_OUT = 50  # items: recall among fewer tells little
 
 
 class Catalogue:
@@ -96,6 +97,13 @@ class Catalogue:
     def train_items(self) -> Rows:
         """int64, sorted: the rows of the items that have a train click."""
         return np.unique(_numpy(self.clicks("train")["item_row"]))
+
+    @cached_property
+    def held_out_items(self) -> Rows:
+        """int64, sorted: the rows of the items that have a valid click and no train click; none when they are fewer
+        than MIN_HELD_OUT."""
+        rows = np.setdiff1d(_numpy(self.clicks("valid")["item_row"]), self.train_items)
+        return rows if len(rows) >= MIN_HELD_OUT else rows[:0]
 
     @cached_property
     def clicked_items(self) -> Rows:

@@ -36,7 +36,7 @@ from sidray.steps import Summary, Work
 
 TEXT_VERSION = 2
 IMAGE_VERSION = 1
-NOTE_VERSION = 2
+NOTE_VERSION = 3
 GRID_VERSION = 1
 ROWS_AT_ONCE = 8192
 

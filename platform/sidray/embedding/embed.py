@@ -33,7 +33,7 @@ from sidray.models.towers import ImageInput, TextInput, Towers
 from sidray.models.trained import load_trained
 from sidray.steps import Summary, Work
 
-VERSION = 2
+VERSION = 3
 PICTURES = 1000
 
 
@@ -124,7 +124,7 @@ class _RowEncoder:
         if self.job.random_images is not None:
             noise = _noise(rows, h_image.shape[1], self.job.random_images).to(self.device)
             h_image = noise * image.present[:, None]
-        picture = towers.item(None, h_image)
+        picture = towers.item(None, h_image) * image.present[:, None]
         return self._table(towers.item(h_text, h_image), len(rows), h_text, h_image, picture, image.present)
 
     def queries(self, query_ids: Any) -> pa.Table:

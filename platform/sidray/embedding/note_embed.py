@@ -33,7 +33,7 @@ from sidray.steps import Summary, Work
 if TYPE_CHECKING:
     from sidray.recipe import Recipe
 
-VERSION = 2
+VERSION = 3
 COLUMN_OF = {shown: column for column, shown in NOTE_COLUMNS.items()}
 Columns = Callable[[Mlrm, NoteInput], dict[str, Tensor]]
 

@@ -29,7 +29,7 @@ from sidray.errors import UserError
 from sidray.evaluation.baselines import rank_scores, tokens
 from sidray.evaluation.metrics import Ints, Ranks, Values, recall
 from sidray.evaluation.protocol import Result, Subset, interval
-from sidray.retrieval.exact import Floats, unit
+from sidray.retrieval.exact import Floats, check_finite, unit
 
 ALL_PAIRS = "all pairs"
 _SCORE_BLOCK = 2**22  # scores held at once
@@ -90,10 +90,7 @@ def product_ranks(pairs: Pairs, vectors: Floats) -> PairRanks:
 
     def scorer(rows: Rows) -> Scorer:
         notes = vectors[rows]  # [P, d]
-        bad = rows[~np.isfinite(notes).all(axis=1)]
-        if len(bad):
-            remedy = "the model has diverged: train it again with a lower learning rate"
-            raise UserError(f"the vector of item row {bad[0]} is not finite", remedy)
+        check_finite(notes, "item row", rows)
         return lambda places: notes[places] @ notes.T
 
     return rank_pairs(pairs, scorer)

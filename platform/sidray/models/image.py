@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from sidray.errors import UserError
 
+PREPROCESSOR = "preprocessor_config.json"  # of Hugging Face: mean and deviation of the pixels
 EFFICIENTNETS = ("efficientnet-lite0", "efficientnet-lite2")
 VISION = "vision.json"
 
@@ -79,7 +80,7 @@ def load_vision(folder: Path) -> VisionTower:
     from transformers import AutoConfig, AutoModel
 
     config = AutoConfig.from_pretrained(str(folder))
-    model = AutoModel.from_pretrained(str(folder), use_safetensors=True)
+    model = AutoModel.from_pretrained(str(folder), use_safetensors=True, dtype=torch.float32)
     if not hasattr(config, "hidden_size") and not hasattr(vision_part(model), "config"):
         raise UserError(f"{folder} holds no vision tower ({config.model_type})", "give a ViT, CLIP or SigLIP folder")
     mean, std = normalisation(folder)
@@ -88,7 +89,7 @@ def load_vision(folder: Path) -> VisionTower:
 
 def normalisation(folder: Path) -> tuple[list[float], list[float]]:
     """image_mean and image_std of the folder's preprocessor; 0.5 (ViT's own) when it has none."""
-    path = folder / "preprocessor_config.json"
+    path = folder / PREPROCESSOR
     values = json.loads(path.read_text()) if path.exists() else {}
     return values.get("image_mean", [0.5] * 3), values.get("image_std", [0.5] * 3)
 

@@ -160,7 +160,7 @@ class Mlrm(TrainedModel):
         v = None if grid is None or self.whole is None else self.whole(self.whole_of(grid))  # [B, d]
         if inputs.text is None:
             assert v is not None
-            return None, self._project(v, None, None)
+            return None, self.projector(v).float()
         present = None if inputs.image is None else inputs.image.present
         compressed = self.compressed(inputs.text, grid)
         projected = [self._project(n, v, present) for n in compressed.unbind(1)]

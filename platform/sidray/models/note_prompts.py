@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 from sidray.errors import UserError
 from sidray.models.mlrm import VISUAL
@@ -55,17 +55,18 @@ class NotePrompter:
         self.img_emb = img_emb
         pieces = [note.opening + "{'image': ", ", ", "}" + note.instruction, '". ', note.opening + "{"]
         self._image, self._comma, self._end, self._quote, self._open = token_ids(self.tokenizer, pieces)
-        self._check_room()
+        self._room = self._checked_room()
 
-    def _check_room(self) -> None:
-        """UserError when the prompt itself fills `max_tokens`: every note's text would be lost in silence."""
-        style = self.note.prompt(self.note.inputs)
-        around = len(self._before(style)) + len(self._end)
-        if self.note.reads_text and style != "image" and self.max_tokens < around + MIN_TEXT:
+    def _checked_room(self) -> int:
+        """Tokens of a note's text at most: in every style what the longest leaves, so that all methods read the same.
+        UserError when there are none: every note's text would be lost in silence."""
+        around = max(len(self._before(style)) for style in get_args(PromptStyle)) + len(self._end)
+        if self.note.reads_text and self.max_tokens < around + MIN_TEXT:
             raise UserError(
                 f"model.text.max_tokens={self.max_tokens} leaves a note no room: its prompt alone has {around} tokens",
                 f"set it to at least {around + MIN_TEXT}",
             )
+        return self.max_tokens - around
 
     def notes(self, notes: Sequence[Note], pictures: Sequence[bool], style: PromptStyle) -> list[Ids]:
         """The prompts. A note without a picture reads as in style "text", one without text as in style "image"."""
@@ -80,9 +81,7 @@ class NotePrompter:
 
     def _prompt(self, style: PromptStyle, body: Ids) -> Ids:
         """At most `max_tokens` long; the note's text is cut, never what surrounds it."""
-        before = self._before(style)
-        room = self.max_tokens - len(before) - len(self._end)
-        return [*before, *([] if style == "image" else body[:room]), *self._end]
+        return [*self._before(style), *([] if style == "image" else body[: self._room]), *self._end]
 
     def _before(self, style: PromptStyle) -> Ids:
         """What stands before the note's text."""

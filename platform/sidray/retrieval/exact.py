@@ -15,6 +15,8 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
+from sidray.errors import UserError
+
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
@@ -69,6 +71,17 @@ def top_k(
     return scores, rows
 
 
+def check_finite(vectors: Floats, what: str, names: Ints | None = None) -> None:
+    """UserError for a vector of [n, d] that is not finite: nothing scores above a NaN, so it would count as found.
+    `names` [n]: what its row is called, else the number of the row."""
+    for start in range(0, len(vectors), _ITEM_BLOCK):
+        bad = np.flatnonzero(~np.isfinite(vectors[start : start + _ITEM_BLOCK]).all(axis=1)) + start
+        if len(bad):
+            row = bad[0] if names is None else names[bad[0]]
+            remedy = "the model has diverged: train it again with a lower learning rate"
+            raise UserError(f"the vector of {what} {row} is not finite", remedy)
+
+
 def tie_ranks(
     query_vecs: Floats,
     item_vecs: Floats,
@@ -79,7 +92,10 @@ def tie_ranks(
     """How many other items score above the clicked one, and how many the same within SAME_SCORE.
 
     query_vecs [Q, d], item_vecs [N, d], item_codes [N], query_codes [Q] (ALL = every partition), positive_rows [Q].
-    Returns (greater [Q], equal [Q]); a clicked item that is not in the query's partition has greater = UNREACHABLE."""
+    Returns (greater [Q], equal [Q]); a clicked item that is not in the query's partition has greater = UNREACHABLE.
+    Raises UserError when a vector is not finite."""
+    check_finite(query_vecs, "click")
+    check_finite(item_vecs, "item row")
     greater = np.full(len(query_vecs), UNREACHABLE, np.int64)
     equal = np.zeros(len(query_vecs), np.int64)
     found = reachable(item_codes, query_codes, positive_rows)

@@ -21,12 +21,13 @@ V = TypeVar("V")
 class Task(ABC, Generic[V]):
     """`rows`: what a row of its batch is. `columns`: which inputs are fetched (see models.fetch and note_inputs). V:
     what the loss sees of the batch, Views of the towers or NoteViews of an MLRM. `contrastive`: it is validated over
-    all held-out rows at once. `version`, of a task outside this package: raise it when the same settings would give
-    other weights."""
+    all held-out rows at once. `selects`: its held-out metric has a say in which towers are the best. `version`, of a
+    task outside this package: raise it when the same settings would give other weights."""
 
     name: ClassVar[str]
     rows: ClassVar[Rows]
     contrastive: ClassVar[bool] = False
+    selects: ClassVar[bool] = True
     version: ClassVar[int] = 1
 
     @abstractmethod

@@ -104,7 +104,7 @@ def info_nce(
     scores = scores.masked_fill(out, float("-inf"))
     losses = F.cross_entropy(scores, own, reduction="none")
     with torch.no_grad():
-        better = (scores >= scores[rows, own][:, None]).sum(1) - 1  # [b]
+        better = (~(scores < scores[rows, own][:, None])).sum(1) - 1  # [b]; a NaN is above all, never below
     return global_mean(losses, valid.float()), better
 
 

@@ -42,6 +42,7 @@ class Note2NoteVisual(Note2Note):
     """L^v, (8): the same with n_v, over the pairs whose notes both have a picture. Needs mICL."""
 
     name = "note2note_visual"
+    selects = False  # n_v serves nobody
 
     def vectors(self, views: NoteViews) -> tuple[Tensor, Tensor]:
         notes = views.notes[0]

@@ -1,4 +1,7 @@
-"""query2text, SMGR eq. (6): the query against the item's text. Candidates with an equal text are no negatives."""
+"""query2text, SMGR eq. (6): the query against the item's text.
+
+Candidates with an equal text, and those that the query led to in train, are no negatives.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +16,10 @@ class Query2Text(Contrastive):
     rows = "clicks"
 
     def columns(self, item_kind: ItemKind) -> frozenset[str]:
-        return frozenset({"query", "text"})
+        return frozenset({"query", "text", "clicked"})
 
     def pair(self, views: Views) -> tuple[Tensor, Tensor]:
         return views.h_query, views.h_text
 
     def false_negatives(self, views: Views) -> Tensor:
-        return views.same("text_group")
+        return views.same("text_group") | views.clicked

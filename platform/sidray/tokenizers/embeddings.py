@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from sidray.tokenizers.base import SemanticTokenizer
 from sidray.tokenizers.vocabulary import SidVocabulary
 
-VERSION = 2
+VERSION = 3
 STD = 0.02  # of random embeddings, and the root mean square of each modality's first level
 
 

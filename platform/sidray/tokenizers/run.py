@@ -30,7 +30,7 @@ from sidray.tokenizers.health import check, health, plot_health
 from sidray.tokenizers.settings import MODALITIES, Modality, TokenizerSettings
 from sidray.tokenizers.vocabulary import SidVocabulary
 
-FIT_VERSION = 2
+FIT_VERSION = 3
 ASSIGN_VERSION = 1
 MAX_ROWS = 1_000_000  # vectors that a codebook is fitted on: a seeded sample of more
 
@@ -46,7 +46,7 @@ def fit(settings: TokenizerSettings, work: Work) -> Summary:
     catalogue = Catalogue.open(work.inputs["catalogue"])
     items = storage.join(work.inputs["embed"], "items.lance")
     train = _sample(catalogue.train_items, settings.seed)
-    held_out = _sample(np.setdiff1d(catalogue.clicks("valid")["item_row"].to_numpy(), catalogue.train_items), 0)
+    held_out = _sample(catalogue.held_out_items, 0)
     vectors: dict[str, Vectors] = {modality: _vectors(items, modality, train) for modality in MODALITIES}
     if not len(vectors["image"]):
         raise UserError(

@@ -106,17 +106,27 @@ def _leave_on_host(module: StageModule, training: TrainingSettings, config: dict
     Init(module=module, config_dict_or_path=config, dtype=dtype, remote_device="cpu", pin_memory=pinned)
 
 
-def full_state(model: TrainedModel) -> dict[str, Tensor]:
-    """The stage's weights whole and in fp32, from any ZeRO stage. Every rank must call it."""
+def full_state(model: TrainedModel, optimizer: Any) -> dict[str, Tensor]:
+    """The stage's weights whole and in fp32, from any ZeRO stage (what it does not train: as bf16 rounds it, where that
+    is the precision). `optimizer`: the engine's. Every rank must call it."""
     from deepspeed.runtime.zero import GatheredParameters
     from deepspeed.utils import safe_get_full_fp32_param
 
     masters: dict[str, Tensor] = {}
+    whole = _whole_masters(optimizer)
     for name, parameter in model.named_parameters():
-        if hasattr(parameter, "_hp_mapping") or hasattr(parameter, "ds_id"):
+        if parameter in whole:
+            masters[name] = whole[parameter].detach().cpu().contiguous()
+        elif hasattr(parameter, "_hp_mapping") or hasattr(parameter, "ds_id"):
             value = safe_get_full_fp32_param(parameter) if parameter.requires_grad else None
             if value is not None:
                 masters[name] = value.detach().cpu().contiguous()
     with GatheredParameters(list(model.parameters())):
         state = trained_state(model)
     return {name: masters.get(name, value.float()) for name, value in state.items()}
+
+
+def _whole_masters(optimizer: Any) -> dict[nn.Parameter, Tensor]:
+    """bf16 parameter -> its fp32 master, where DeepSpeed keeps them whole: without ZeRO."""
+    pairs = zip(getattr(optimizer, "fp16_groups", []), getattr(optimizer, "fp32_groups", []), strict=True)
+    return {low: high for lows, highs in pairs for low, high in zip(lows, highs, strict=True)}

@@ -32,8 +32,9 @@ class StageModule(nn.Module):
 
     @property
     def weights(self) -> dict[str, float]:
-        """Of each task in the loss, by the name that its metrics carry."""
-        return {task.name: weight for task, weight in self.tasks.items()}
+        """In the loss, of each task that selects, by the name that its metrics carry; of all when none does."""
+        selecting = [task for task in self.tasks if task.selects] or list(self.tasks)
+        return {task.name: self.tasks[task] for task in selecting}
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         return self.run(batch, list(self.tasks))

@@ -34,7 +34,7 @@ def start_sid_tokens(towers: Towers, fetch: Fetch, start: Literal["random", "cod
         uri = str(fetch.sources.tokenizers)
         tokenizers = load_all(storage.local_folder(uri) / "tokenizers")
         vocabulary = SidVocabulary.load(storage.join(uri, "vocabulary.json"))
-        sids.weight.copy_(codebook_embeddings(tokenizers, vocabulary, towers.text.width))
+        sids.weight.copy_(codebook_embeddings(tokenizers, vocabulary, towers.text.width, towers.settings.seed))
 
 
 @torch.no_grad()
@@ -57,7 +57,7 @@ def start_standards(model: Mlrm, fetch: NoteFetch) -> None:
     """Fits what standardises the compressed words and the picture's whole on notes of train pairs, without dropout."""
     training = model.training
     model.eval()
-    words: list[torch.Tensor] = []
+    words: list[list[torch.Tensor]] = [[] for _ in model.standards]
     wholes: list[torch.Tensor] = []
     rows = paired_sample(fetch.catalogue)
     for start in range(0, len(rows), 32):
@@ -66,12 +66,15 @@ def start_standards(model: Mlrm, fetch: NoteFetch) -> None:
         if notes.image is not None and grid is not None and model.whole is not None:
             wholes.append(model.whole.normalise(model.whole_of(grid))[notes.image.present])
         if notes.text is not None:
-            words.append(model.compressed(notes.text, grid))
+            compressed = model.compressed(notes.text, grid).unbind(1)
+            pictured = (notes.text.ids == model.base).any(1)  # with mICL: there is an n_v
+            for found, word in zip(words, compressed, strict=True):
+                found.append(word[pictured] if model.note.micl and word is compressed[0] else word)
     if model.whole is not None and wholes:
         model.whole.standard.fit(torch.cat(wholes))
-    if words:
-        for standard, values in zip(model.standards, torch.cat(words).unbind(1), strict=True):
-            cast(Standard, standard).fit(values)
+    for standard, values in zip(model.standards, words, strict=True):
+        if values:
+            cast(Standard, standard).fit(torch.cat(values))
     model.train(training)
 
 
@@ -82,13 +85,18 @@ def _text_of(segment: Segment, base: int) -> Segment:
 
 
 def sample(catalogue: Catalogue) -> Rows:
-    """The rows of the first items."""
-    return np.arange(min(SAMPLE, catalogue.n_items))
+    """The rows of some items, whatever the catalogue's order."""
+    return _some(np.arange(catalogue.n_items))
 
 
 def paired_sample(catalogue: Catalogue) -> Rows:
-    """The rows of the first items of train pairs."""
-    return catalogue.paired_items("train")[:SAMPLE]
+    """The rows of some items of train pairs."""
+    return _some(catalogue.paired_items("train"))
+
+
+def _some(rows: Rows) -> Rows:
+    """At most SAMPLE of the rows: always the same ones, in order."""
+    return rows if len(rows) <= SAMPLE else np.sort(np.random.default_rng(0).choice(rows, SAMPLE, replace=False))
 
 
 def text_states(text: TextEncoder, segments: Sequence[Segment]) -> torch.Tensor:

@@ -39,6 +39,8 @@ def plot_stage(name: str, history: History, validation: History) -> bytes:
     right.set(title=f"{name}: held-out", xlabel="step", ylim=(0, 1))
     if shown:
         right.legend(fontsize=8)
+    else:
+        right.text(0.5, 0.5, "too few rows are held out", ha="center", transform=right.transAxes)
     return _png(figure)
 
 

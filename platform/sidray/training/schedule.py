@@ -80,10 +80,14 @@ class Schedule:
         return sorted({round(self.steps * (i + 1) / count) for i in range(count)})
 
     def validation_rows(self, limit: int, rank: int) -> Rows:
-        """This rank's share of at most `limit` validation rows, the same number on every rank (a seeded sample)."""
-        table = self.catalogue.pairs("valid") if self.rows == "pairs" else self.catalogue.clicks("valid")
-        column = {"items": "item_row", "clicks": "click_row", "pairs": "pair_row"}[self.rows]
-        rows = np.unique(table[column].to_numpy().astype(np.int64))
+        """This rank's share of at most `limit` validation rows, the same number on every rank (a seeded sample). Items
+        are those without a train click."""
+        if self.rows == "items":
+            rows = self.catalogue.held_out_items
+        elif self.rows == "pairs":
+            rows = np.unique(self.catalogue.pairs("valid")["pair_row"].to_numpy().astype(np.int64))
+        else:
+            rows = np.unique(self.catalogue.clicks("valid")["click_row"].to_numpy().astype(np.int64))
         rows = np.random.default_rng(0).permutation(rows)[:limit]
         share = len(rows) // self.workers
         return rows[rank * share : (rank + 1) * share]

@@ -18,7 +18,7 @@ from sidray.training.record import Record
 from sidray.training.settings import TrainingSettings
 from sidray.training.worker import StageJob, train_stages
 
-VERSION = 3  # of a stage's result: raise it when the same settings would give other weights
+VERSION = 4  # of a stage's result: raise it when the same settings would give other weights
 
 
 def run_stages(jobs: Sequence[StageJob], training: TrainingSettings) -> list[Summary]:
@@ -71,14 +71,15 @@ def _finish(job: StageJob) -> Summary:
     storage.write_bytes(storage.join(job.output, "stage.png"), picture)
     best = max(record.validation, key=lambda row: row["score"])
     rate, waited = record.rates()
+    held_out = {name: value for name, value in best.items() if name not in {"step", "score"}}
     return {
         "seconds": record.wall_s,
         "steps": record.step,
         "best step": int(best["step"]),
-        "held-out score": best["score"],
+        **({"held-out score": best["score"]} if held_out else {}),
         "samples/s": rate,
         "data wait": f"{100 * waited:.1f} %",
         "first loss": record.steps[0]["loss"],
         "last loss": record.steps[-1]["loss"],
-        "validation": {name: value for name, value in best.items() if name not in {"step", "score"}},
+        "validation": held_out,
     }

@@ -16,16 +16,17 @@ from sidray.training.module import StageModule
 
 @torch.no_grad()
 def validate(module: StageModule, valid: Mapping[str, Tensor], batch_size: int) -> dict[str, float]:
-    """Held-out metrics of every task: contrastive ones and those of pairs, whose rows belong together, over the
-    whole pool of rows, the others batch by batch."""
+    """Held-out metrics of every task but those of hard negatives, which held-out clicks have none of: contrastive ones
+    and those of pairs, whose rows belong together, over the whole pool of rows, the others batch by batch."""
     found: dict[str, float] = {}
-    pooled = [task for task in module.tasks if task.contrastive or task.rows == "pairs"]
+    tasks = [task for task in module.tasks if "negatives" not in task.columns(module.stage.item)]
+    pooled = [task for task in tasks if task.contrastive or task.rows == "pairs"]
     module.eval()
     chunk, module.chunk = module.chunk, module.chunk or 64
     if pooled:
         found |= averaged(module.run(valid, pooled)[1])
     rows = len(valid["item_row"])
-    for task in module.tasks:
+    for task in tasks:
         if task not in pooled:
             parts = [averaged(module.run(_rows(valid, s, batch_size), [task])[1]) for s in range(0, rows, batch_size)]
             found |= {name: sum(part[name] for part in parts) / len(parts) for name in parts[0]}
@@ -35,13 +36,7 @@ def validate(module: StageModule, valid: Mapping[str, Tensor], batch_size: int) 
 
 
 def _rows(batch: Mapping[str, Tensor], start: int, size: int) -> dict[str, Tensor]:
-    """Rows start..start+size of every column; hard negatives have several rows for each."""
-    count = len(batch["item_row"])
-    out = {}
-    for name, value in batch.items():
-        times = len(value) // count
-        out[name] = value[start * times : (start + size) * times]
-    return out
+    return {name: value[start : start + size] for name, value in batch.items()}
 
 
 def score_of(metrics: Mapping[str, float], tasks: Mapping[str, float]) -> float:

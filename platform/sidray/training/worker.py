@@ -21,6 +21,7 @@ from sidray import storage
 from sidray.cluster import DATA_TASK_CPUS
 from sidray.data.catalogue import Catalogue
 from sidray.data.stream import StepStream
+from sidray.errors import UserError
 from sidray.models.fetch import Fetch
 from sidray.models.mlrm import Mlrm
 from sidray.models.note_inputs import NoteFetch
@@ -69,17 +70,18 @@ class StageJob:
     def schedule(self, workers: int) -> Schedule:
         return Schedule(self.stage, Catalogue.open(self.sources.catalogue), workers, self.training.batch_unit)
 
-    def fetch(self, rows: Rows) -> Fetch | NoteFetch:
+    def fetch(self, rows: Rows, held_out: bool = False) -> Fetch | NoteFetch:
+        """`held_out`: of validation, which drops no texts; hard negatives are mined for train clicks alone."""
         stage = self.stage
         if rows == "pairs":
             return NoteFetch(self.sources, self.model, rows, columns_of(stage))
-        columns = columns_of(stage)
+        columns = columns_of(stage) - ({"negatives"} if held_out else set())
         return Fetch(
             self.sources,
             self.model,
             rows,
             columns,
-            drop_text=stage.drop_text,
+            drop_text=0.0 if held_out else stage.drop_text,
             hard_negatives=stage.hard_negatives if "negatives" in columns else 0,
             seed=stage.seed,
         )
@@ -121,10 +123,10 @@ def train_stage(job: StageJob, notes: Notes | None) -> None:
         record = Record(stage.name, schedule.batch_size) if found is None else _resumed(engine, found)
     if found is not None:
         say(f"goes on from step {record.step} of {schedule.steps} with {world_size()} workers")
-    loop = StageLoop(job, engine, module, schedule, record, checkpoints, notes)
-    loop.run()
+    began = started - record.wall_s  # what went before counts
+    StageLoop(job, engine, module, schedule, record, checkpoints, notes, began).run()
     checkpoints.close()
-    record.wall_s += time.perf_counter() - started
+    record.wall_s = time.perf_counter() - began
     if rank() == 0:
         storage.copy(checkpoints.towers, storage.join(job.output, TOWERS))
         record.write(job.output)  # last: the stage is finished
@@ -166,13 +168,16 @@ class StageLoop:
         record: Record,
         checkpoints: Checkpoints,
         notes: Notes | None,
+        began: float,
     ) -> None:
+        """`began`: by time.perf_counter."""
+        self.began = began
         self.job, self.engine, self.module, self.schedule = job, engine, module, schedule
         self.record, self.checkpoints, self.notes = record, checkpoints, notes
         self.fetch = job.fetch(schedule.rows)
         self.metrics = StageMetrics(job.stage.name, leads=rank() == 0)
         rows = schedule.validation_rows(job.training.valid_rows, rank())
-        self.valid = _to(self.fetch(rows), engine.device) if len(rows) else {}
+        self.valid = _to(job.fetch(schedule.rows, held_out=True)(rows), engine.device) if len(rows) else {}
 
     def run(self) -> None:
         record, schedule = self.record, self.schedule
@@ -200,7 +205,11 @@ class StageLoop:
         loss, metrics = self.engine(_to(batch, self.engine.device))
         self.engine.backward(loss)
         self.engine.step()
-        return {**averaged({"loss": loss.detach(), **metrics}), "lr": lr}
+        found = averaged({"loss": loss.detach(), **metrics})
+        if not math.isfinite(found["loss"]):
+            stage, step = self.job.stage.name, self.record.step + 1
+            raise UserError(f"stage {stage}: the loss of step {step} is not finite", "lower its lr or training.clip")
+        return {**found, "lr": lr}
 
     def _tell(self, waited_s: float) -> None:
         record, schedule = self.record, self.schedule
@@ -219,7 +228,8 @@ class StageLoop:
 
     def _save(self, better: bool) -> None:
         """All ranks: a checkpoint to resume from, with the towers when they are the best so far."""
-        state = full_state(self.module.model) if better else {}
+        state = full_state(self.module.model, self.engine.optimizer) if better else {}
+        self.record.wall_s = time.perf_counter() - self.began
         with self.checkpoints.writing(self.record.step) as folder:
             self.engine.save_checkpoint(str(folder), tag=TAG)  # every rank writes its shard
             if rank() == 0:
