@@ -176,6 +176,8 @@ def test_the_methods_of_table_4_share_what_they_have_in_common() -> None:
     assert graphs["basic method"]["note-cache-basic"].key == graphs["Omni-Retrieval"]["note-cache-basic"].key
     assert graphs["text LM"]["note-cache-text"].key == graphs["only late fusion"]["note-cache-text"].key
     assert "grid-cache" not in graphs["text LM"]
+    given = load_recipe("notellm2-hm", ["data.folder=x", "variants.image encoder.evaluation.given=[image, text]"])[1]
+    assert not any(role.startswith("given-") for role in build_graph(given["image encoder"]).steps)  # it reads no text
     assert not any(role.startswith("note-cache") for role in graphs["image encoder"].steps if role != "note-cache-text")
     assert len({graph["stage-note2note"].key for graph in graphs.values()}) == len(graphs)
 

@@ -112,3 +112,14 @@ def test_shuffled_pairs_keep_their_sides_and_the_other_splits(tmp_path: Path, wi
     first = shuffled.pairs("train").to_pylist()[0]
     start, end = offsets[first["item_row"]], offsets[first["item_row"] + 1]
     assert first["related_row"] in related[start:end]
+
+
+def test_items_are_held_out_when_no_train_click_has_them_and_they_are_enough(
+    catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fresh = Catalogue.open(catalogue.uri)
+    assert fresh.held_out_items.tolist() == []  # one is none
+    monkeypatch.setattr("sidray.data.catalogue.MIN_HELD_OUT", 1)
+    assert Catalogue.open(catalogue.uri).held_out_items.tolist() == [7]
+    monkeypatch.setattr(Catalogue, "train_items", np.array([2, 7]))
+    assert Catalogue.open(catalogue.uri).held_out_items.tolist() == []

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sidray.errors import UserError
 from sidray.retrieval import exact
 from sidray.retrieval.exact import ALL, NOWHERE, UNREACHABLE, tie_ranks, top_k
 
@@ -87,3 +88,13 @@ def test_top_k_equals_a_sort(seed: int, items: int, queries: int, k: int) -> Non
 def test_top_k_puts_the_lower_row_first_among_equals() -> None:
     _, rows = top_k(np.ones((1, 2)), np.ones((6, 2)), 3)
     assert rows.tolist() == [[0, 1, 2]]
+
+
+@pytest.mark.parametrize(("place", "what"), [(0, "click 7"), (1, "item row 7")])
+def test_a_model_that_has_diverged_has_no_ranks(place: int, what: str) -> None:
+    """Nothing is above a NaN: each of its clicks would count as found."""
+    inputs = [*case(0, 40, 9, 20)]
+    inputs[place] = inputs[place].copy()
+    inputs[place][7, 0] = np.nan
+    with pytest.raises(UserError, match=f"the vector of {what} is not finite"):
+        tie_ranks(*inputs)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+import torch
+import torch.multiprocessing as mp
 from pydantic import ValidationError
 
-from sidray.training.engine import deepspeed_config, parameter_groups
+from sidray.cluster import free_port
+from sidray.training.engine import deepspeed_config, full_state, make_engine, parameter_groups
 from sidray.training.module import StageModule
 from sidray.training.settings import StageSettings, TrainingSettings
-from tests.models.tiny import tiny_mlrm, tiny_towers
+from tests.models.tiny import random_batch, tiny_mlrm, tiny_towers
 
 
 def test_matrices_decay_and_tokens_have_a_rate_of_their_own(tmp_path: Path) -> None:
@@ -68,3 +72,30 @@ def test_only_zero_3_offloads() -> None:
     assert {name for name, value in parts.items() if name.startswith("offload_")} == {"offload_optimizer"}
     with pytest.raises(ValidationError, match="offload=parameters needs zero_stage=3, and it is 2"):
         TrainingSettings(zero_stage=2, offload="parameters")
+
+
+def _bf16(_: int, port: int, folder: str) -> None:
+    """Steps without ZeRO in bf16: what is saved are the fp32 masters, of which the parameters are the rounding."""
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), LOCAL_RANK="0", RANK="0", WORLD_SIZE="1")
+    torch.distributed.init_process_group("gloo", rank=0, world_size=1)
+    stage = StageSettings(name="s", tasks={"query2item": 1.0}, lr=1e-3, warmup=0)
+    module = StageModule(tiny_towers(Path(folder), 0), stage)
+    engine = make_engine(module, stage, TrainingSettings(precision="bf16"), 9, 12, 1.0, universal=False)
+    for step in range(3):
+        batch = {
+            k: v.bfloat16() if v.is_floating_point() else v for k, v in random_batch(module.model, 12, step).items()
+        }
+        engine.backward(engine(batch)[0])
+        engine.step()
+    state = full_state(module.model, engine.optimizer)
+    trained = {name: p for name, p in module.model.named_parameters() if p.requires_grad and p.grad is None}
+    assert any(name in state for name in trained)
+    for name, parameter in trained.items():
+        assert state[name].dtype == torch.float32
+        assert torch.equal(state[name].bfloat16(), parameter)
+    assert not all(torch.equal(state[name], parameter.float()) for name, parameter in trained.items())
+    torch.distributed.destroy_process_group()
+
+
+def test_the_masters_of_bf16_are_saved(tmp_path: Path) -> None:
+    mp.spawn(_bf16, args=(free_port(), str(tmp_path)), nprocs=1)
