@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from sidray.data.content import content_hash
-from sidray.errors import UserError
+from sidray.errors import StorageError, UserError
 from sidray.finished import RunFolder
 from sidray.lease import Lease
 from sidray.retrieval import item_table
@@ -146,6 +146,48 @@ async def test_a_rollback_is_known(run: RunFolder) -> None:
     assert encoder.asked == [["a1"], ["a2"], ["a2"]]
     assert isinstance(version, int)
     assert titles(run, version)["a2"] == "Soup"
+
+
+@pytest.mark.parametrize("step", ["ItemLog", "KnownItems.of", "LogReader"])
+async def test_a_storage_that_is_away_behind_a_rollback_hides_nothing(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    collection, writer = Collection.of(run), writer_of(run, Encoder())
+    await writer.put([item("a1")])
+    await writer.put([item("a1")])  # unchanged: the writer knows of it
+    collection.fold()
+    collection.rollback(collection.pointer().generations[0].name)
+
+    def away(*_: object) -> None:
+        raise StorageError("the storage is away")
+
+    with monkeypatch.context() as patched:
+        place = "sidray.retrieval.item_table" if step == "ItemLog" else "sidray.serving.table_log"
+        patched.setattr(f"{place}.{step}", away)
+        answer = await writer.put([item("a1")])
+        assert isinstance(answer, Refusal)
+        assert answer.status == 503
+    version = await writer.put([item("a1")])
+    assert isinstance(version, int)
+    assert titles(run, version)["a1"] == "Soup"
+
+
+async def test_what_a_rollback_takes_while_others_are_embedded_is_written_again(run: RunFolder) -> None:
+    collection, encoder = Collection.of(run), Encoder()
+    writer = writer_of(run, encoder)
+    await writer.put([item("a1")])
+    collection.fold()
+
+    async def encode(items: list[NewItem]) -> EncodedItems:
+        if not encoder.asked[1:]:
+            collection.rollback(collection.pointer().generations[0].name)
+        return await encoder(items)
+
+    writer._encode = encode
+    version = await writer.put([item("a1"), item("a2")])
+    assert isinstance(version, int)
+    assert titles(run, version).keys() >= {"a1", "a2"}
+    assert encoder.asked == [["a1"], ["a2"], ["a1"]]
 
 
 async def test_concurrent_writes_share_commits(run: RunFolder) -> None:

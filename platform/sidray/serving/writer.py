@@ -33,7 +33,7 @@ from sidray.serving.group_commit import GroupCommit
 from sidray.serving.messages import EncodedItems, NewItem, Refusal
 from sidray.serving.problems import ApiError
 from sidray.serving.settings import WriterSettings
-from sidray.serving.table_log import TableLog
+from sidray.serving.table_log import Contents, TableLog
 
 _LOGGER = logging.getLogger("ray.serve")
 Encode = Callable[[list[NewItem]], Awaitable[EncodedItems]]
@@ -78,28 +78,31 @@ class Writer:
         self._tidied = 0
 
     async def put(self, items: list[NewItem]) -> int | Refusal:
-        """The table version in which all of them are durable, those that had not changed included."""
+        """The table version in which all of them are durable, those that had not changed included: after a rollback
+        meanwhile these may be gone, and all are looked at anew."""
         hashes = [content_hash(item.title, self._texts(item), item.partition, item.image) for item in items]
-        known = await self._contents([item.item_id for item in items])
-        if isinstance(known, Refusal):
-            return known
-        contents, version = known
-        changed = [n for n, own in enumerate(hashes) if fingerprint(own) != contents[n]]
-        if not changed:
-            return int(version)
-        try:
-            encoded = await self._encode([items[n] for n in changed])
-        except ApiError as error:
-            return error.refusal
-        rows = await self._rows([items[n] for n in changed], [hashes[n] for n in changed], encoded)
-        return await self._write(rows)
+        while True:
+            known = await self._contents([item.item_id for item in items])
+            if isinstance(known, Refusal):
+                return known
+            changed = [n for n, own in enumerate(hashes) if fingerprint(own) != known.fingerprints[n]]
+            if not changed:
+                return known.version
+            try:
+                encoded = await self._encode([items[n] for n in changed])
+            except ApiError as error:
+                return error.refusal
+            rows = await self._rows([items[n] for n in changed], [hashes[n] for n in changed], encoded)
+            version = await self._write(rows)
+            if isinstance(version, Refusal) or self._log.epoch == known.epoch:
+                return version
 
     async def delete(self, item_id: str) -> int | Refusal:
         """The table version in which the item is gone. Refuses (404) one that is not there."""
         known = await self._contents([item_id])
         if isinstance(known, Refusal):
             return known
-        if known[0][0] is None:
+        if known.fingerprints[0] is None:
             return Refusal(404, "unknown_item", f"no item is called {item_id[:80]!r}", "item_id")
         return await self._write(item_table.tombstones([item_id]))
 
@@ -147,7 +150,7 @@ class Writer:
         except _AWAY as error:
             return _away(error)
 
-    async def _contents(self, item_ids: list[str]) -> tuple[list[int | None], int] | Refusal:
+    async def _contents(self, item_ids: list[str]) -> Contents | Refusal:
         return await self._in(self._thread, self._log.contents, item_ids)
 
     async def _in(self, pool: ThreadPoolExecutor, work: Callable[..., T], *args: Any) -> T | Refusal:
