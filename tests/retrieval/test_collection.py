@@ -74,6 +74,44 @@ def test_folding_and_going_back(run: RunFolder) -> None:
     assert indexed(collection) == ids(collection) == {f"i00{n}" for n in range(5)}
 
 
+def test_a_pointer_names_only_what_is_not_cleaned_up(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "KEEP_VERSIONS_FOR", datetime.timedelta(0))
+
+    def dies(*_: object) -> None:
+        raise SystemError("killed")
+
+    for step in (item_table, "tag"), (Collection, "_point"):
+        with monkeypatch.context() as patched:
+            patched.setattr(*step, dies)
+            with pytest.raises(SystemError):
+                Collection.of(run)
+    collection = Collection.of(run)
+    first = collection.pointer().current
+    item_table.append(collection.table, item_table.tombstones(["i000"]))
+    collection.tidy(int(item_table.open_version(collection.table).version))
+    assert item_table.open_version(collection.table, first.table_version).count_rows() == 6
+
+
+@pytest.mark.parametrize("gone", ["version", "index"])
+def test_a_generation_that_is_damaged_cannot_be_gone_back_to(run: RunFolder, gone: str) -> None:
+    collection = Collection.of(run)
+    for number in range(2):
+        item_table.append(collection.table, item_table.tombstones([f"i00{number}"]))
+        collection.fold()
+    before = collection.pointer()
+    first, second, _ = before.generations
+    if gone == "version":
+        item_table.untag_others(collection.table, [first.name])
+        item_table.clean(collection.table, datetime.timedelta(0))
+    else:
+        (Path(collection.index_folder(second)) / "manifest.json").unlink()
+    with pytest.raises(UserError, match=rf"{second.name} cannot be gone back to: (.|\n)*rollback RUN GENERATION"):
+        collection.rollback()
+    assert collection.pointer() == before
+    assert collection.rollback(first.name) == first
+    assert indexed(collection) == ids(collection) == {f"i00{n}" for n in range(6)}
+
+
 def test_old_generations_go_and_those_kept_can_be_gone_back_to(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "KEEP", 2)
     monkeypatch.setattr(module, "KEEP_VERSIONS_FOR", datetime.timedelta(0))

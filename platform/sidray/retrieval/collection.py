@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from sidray import storage
-from sidray.errors import UserError, nearest
+from sidray.errors import StorageError, UserError, nearest
 from sidray.finished import RunFolder
 from sidray.lease import Lease
 from sidray.retrieval import index as index_module
@@ -89,9 +89,9 @@ class Collection:
         storage.copy(storage.join(run.output("table"), "items.lance"), self.table)
         folder = storage.relative(run.output("index"), self.root)
         version = int(item_table.open_version(self.table).version)
+        item_table.tag(self.table, run.steps["index"], version)  # first: what the pointer names is never cleaned up
         lease.confirm()
         self._point(Pointer(0, True, (Generation(run.steps["index"], folder, version),)))
-        item_table.tag(self.table, run.steps["index"], version)
 
     def pointer(self) -> Pointer:
         """Raises OSError when the storage does not answer."""
@@ -185,16 +185,28 @@ class Collection:
 
     def rollback(self, name: str = "") -> Generation:
         """Table and index as they were at a generation ("": the one before the current); what was written since is
-        gone from both. Raises UserError for an unknown generation."""
+        gone from both. Raises UserError, with all as it was, for an unknown generation and for one that is damaged."""
         with Lease(self.uri, wait_s=WAIT_S):
             pointer = self.pointer()
             kept = _until(pointer.generations, name)
+            self._check_whole(kept[-1])
             self._point(Pointer(pointer.epoch, False, pointer.generations))
             item_table.restore(self.table, kept[-1].table_version)
             pointer = Pointer(pointer.epoch + 1, True, kept)
             self._point(pointer)
             self._sweep(pointer)
             return kept[-1]
+
+    def _check_whole(self, generation: Generation) -> None:
+        """Raises UserError when its version of the table or its index is gone."""
+        try:
+            item_table.open_version(self.table, generation.table_version)
+            self._read_partitions(generation)
+        except (OtherModelError, StorageError):
+            raise
+        except UserError as error:
+            problem = f"generation {generation.name} cannot be gone back to: {error.problem}"
+            raise UserError(problem, "name another one: sidray rollback RUN GENERATION") from error
 
     def _sweep(self, pointer: Pointer) -> None:
         """Deletes the generations that the pointer does not name, among them what a fold that failed or was killed has
