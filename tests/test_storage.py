@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pyarrow.fs as pafs
 import pytest
 
 from sidray import storage
-from sidray.errors import UserError
+from sidray.errors import StorageError, UserError
 
 
 def test_paths_and_uris(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,6 +46,42 @@ def test_threads_may_write_one_file_at_once(tmp_path: Path) -> None:
             write.result()
             storage.read_json(uri)
     assert storage.list_names(str(tmp_path)) == ["lease.json"]
+
+
+@pytest.mark.parametrize("fails", ["fsync", "replace"])
+def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str) -> None:
+    uri = str(tmp_path / "pointer.json")
+    storage.write_json(uri, {"a": 1})
+    for error in (OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()):
+
+        def failing(*_: object, error: BaseException = error) -> None:
+            raise error
+
+        with monkeypatch.context() as patched:
+            patched.setattr(os, fails, failing)
+            with pytest.raises((StorageError, KeyboardInterrupt)):
+                storage.write_json(uri, {"a": 2})
+        assert storage.list_names(str(tmp_path)) == ["pointer.json"]
+        assert storage.read_json(uri) == {"a": 1}
+
+
+def test_a_write_outlives_a_power_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bytes are on the disk before the name is, and the name when the write returns."""
+    done: list[str] = []
+    sync, replace = os.fsync, os.replace
+
+    def fsync(number: int) -> None:
+        sync(number)
+        done.append(Path(os.readlink(f"/proc/self/fd/{number}")).suffix)
+
+    def rename(source: str, target: str) -> None:
+        replace(source, target)
+        done.append("renamed")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", rename)
+    storage.write_bytes(str(tmp_path / "folder" / "pointer.json"), b"{}")
+    assert done == [".tmp", "renamed", ""]
 
 
 def test_a_remote_folder_becomes_a_local_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

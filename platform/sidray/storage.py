@@ -228,17 +228,42 @@ def read_bytes(uri: str) -> bytes:
 
 
 def write_bytes(uri: str, data: bytes) -> None:
-    """Writes the whole file or nothing: locally through a rename, elsewhere object stores do so themselves."""
+    """Writes the whole file or nothing, and so that it outlives a power cut: locally through a rename, elsewhere object
+    stores do so themselves."""
     filesystem, path = open_uri(uri)
     with write_errors(uri):
-        local = isinstance(filesystem, pafs.LocalFileSystem)
-        if local:  # object stores have no folders
-            filesystem.create_dir(os.path.dirname(path), recursive=True)
-        target = f"{path}.{uuid.uuid4().hex}.tmp" if local else path  # threads too may write it at once
-        with filesystem.open_output_stream(target, compression=None) as stream:
+        if isinstance(filesystem, pafs.LocalFileSystem):
+            _write_local(path, data)
+            return
+        with filesystem.open_output_stream(path, compression=None) as stream:
             stream.write(data)
-        if local:
-            os.replace(target, path)
+
+
+def _write_local(path: str, data: bytes) -> None:
+    folder = os.path.dirname(path)
+    os.makedirs(folder, exist_ok=True)
+    target = f"{path}.{uuid.uuid4().hex}.tmp"  # threads too may write it at once
+    try:
+        with open(target, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(target, path)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(target)
+        raise
+    with suppress(OSError):  # not every mounted filesystem takes it of a folder
+        _sync_folder(folder)
+
+
+def _sync_folder(path: str) -> None:
+    """Makes the names in it durable."""
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
 
 
 def read_json(uri: str) -> Any:
