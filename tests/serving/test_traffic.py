@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 from collections import Counter
+from io import StringIO
 
 import httpx
 import pytest
@@ -131,15 +133,53 @@ async def test_writes_go_to_all_and_are_acknowledged_when_all_have_them(runs: di
     assert (await request(traffic, "DELETE", "/v1/items/a1")).status_code == 503
 
 
+SHOPS = [{"item_id": "a1", "title": "Soup", "shop": "Bar"}, {"item_id": "a2", "title": "Tea"}]
+
+
 async def test_an_item_that_one_run_refuses_is_not_accepted(runs: dict[str, Run]) -> None:
-    """c has no field `shop`; what is wrong with all three is told once."""
-    items = [{"item_id": "a1", "title": "Soup", "shop": "Bar"}, {"item_id": "a2", "title": "Tea"}]
-    items += [{"item_id": "a3", "title": " "}]
-    answer = await request(traffic_of(runs, Shares({"a": 0.9, "b": 0.1}, ["c"])), "PUT", "/v1/items", {"items": items})
+    """c has no field `shop`; what is wrong with all three is told once. No table has what was not accepted."""
+    items = [*SHOPS, {"item_id": "a3", "title": " "}]
+    answer = await request(traffic_of(runs, Shares({"a": 0.9, "c": 0.1}, ["b"])), "PUT", "/v1/items", {"items": items})
     found = answer.json()
     assert found["accepted"] == 1
     assert [each["item_id"] for each in found["rejected"]] == ["a1", "a3"]
     assert "unknown field 'shop'" in found["rejected"][0]["reason"]
+    assert [set(run.items) for run in runs.values()] == [{"a2"}] * 3
+
+
+@pytest.fixture
+def log(monkeypatch: pytest.MonkeyPatch) -> StringIO:
+    """What a gateway logs of its runs."""
+    stream, logger = StringIO(), logging.Logger("traffic")
+    logger.addHandler(logging.StreamHandler(stream))
+    monkeypatch.setattr("sidray.serving.traffic._LOGGER", logger)
+    return stream
+
+
+async def test_what_a_shadow_refuses_is_logged_alone(runs: dict[str, Run], log: StringIO) -> None:
+    traffic = traffic_of(runs, Shares({"a": 0.9, "b": 0.1}, ["c"]))
+    answer = (await request(traffic, "PUT", "/v1/items", {"items": SHOPS})).json()
+    assert (answer["accepted"], answer["rejected"], answer["table_version"]) == (2, [], 4)
+    assert [set(run.items) for run in runs.values()] == [{"a1", "a2"}, {"a1", "a2"}, {"a2"}]
+    assert "shadow c: 1 of 2 items do not fit; 'a1': unknown field 'shop'" in log.getvalue()
+
+
+@pytest.mark.parametrize("trouble", ["full", "broken", "down"])
+async def test_a_shadow_that_cannot_write_refuses_nothing(
+    runs: dict[str, Run], monkeypatch: pytest.MonkeyPatch, log: StringIO, trouble: str
+) -> None:
+    monkeypatch.setattr("sidray.serving.traffic.READY_S", 0.01)
+
+    async def broken() -> None:
+        raise UserError("item 'a1' has a vector that is not finite")
+
+    runs["c"].up = trouble != "down"
+    runs["c"].before = broken if trouble == "broken" else None
+    runs["c"].written = Refusal(503, "storage_unavailable", "away")
+    traffic = traffic_of(runs, Shares({"a": 0.9, "b": 0.1}, ["c"]))
+    assert (await request(traffic, "PUT", "/v1/items", ITEMS)).json()["accepted"] == 1
+    assert (await request(traffic, "DELETE", "/v1/items/a1")).status_code == 200
+    assert "shadow c" in log.getvalue()
 
 
 async def test_a_run_that_is_away_does_not_hold_up_the_others(runs: dict[str, Run]) -> None:

@@ -120,7 +120,7 @@ async def embeddings(body: EmbeddingsRequest, traffic: TrafficOf) -> EmbeddingsR
 @router.put("/v1/items")
 async def put_items(body: ItemsRequest, traffic: TrafficOf) -> ItemsResponse:
     """Adds items or replaces them. They are durable when this answers, and found from that table version on."""
-    return await item_service.put_everywhere(await traffic.everybody(), body)
+    return await item_service.put_everywhere(traffic, body)
 
 
 @router.get("/v1/items/{item_id}/image", response_class=Response, responses=_PICTURE)
@@ -139,7 +139,7 @@ async def stored_item(item_id: ItemIdOf, chosen: ChosenOf) -> StoredItem:
 @router.delete("/v1/items/{item_id}")
 async def delete_item(item_id: ItemIdOf, traffic: TrafficOf) -> Deleted:
     """Removes an item. It is gone for good when this answers, and from searches at that table version."""
-    return await item_service.delete_item(await traffic.everybody(), item_id)
+    return await item_service.delete_item(traffic, item_id)
 
 
 @router.post("/v1/events", status_code=202)

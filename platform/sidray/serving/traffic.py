@@ -5,8 +5,8 @@
 
 Each run is a Serve application of its own, with its own item table, so table versions of two runs have nothing to do
 with each other: a request that asks for a table version goes to the primary, the run of the highest weight, unless the
-client names a run in the header X-Sidray-Run. Writes go to every run, shadows included, and are acknowledged when all
-of them are durable.
+client names a run in the header X-Sidray-Run. Writes go to every run, and are acknowledged when all that have a weight
+have them. Shadows are waited for, so that their writes come in order, but what they refuse or miss is only logged.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from sidray.errors import nearest
 from sidray.serving.messages import Refusal
 from sidray.serving.problems import ApiError, overloaded
 from sidray.serving.schemas import Model, SearchRequest
-from sidray.serving.service import READY_S, Backend, Service
+from sidray.serving.service import READY_S, Backend, Service, deadline
 from sidray.serving.settings import GatewaySettings
 
 KNOWN_S = 10.0  # after which a run is asked anew: `serve deploy` may have put another one under its name
@@ -71,11 +71,16 @@ class Traffic:
         names, weights = list(self.shares.weights), list(self.shares.weights.values())
         return await self._of(self.shares.primary if fresh else random.choices(names, weights)[0])
 
-    async def everybody(self) -> list[Service]:
-        """All runs, the primary first."""
+    async def weighted(self) -> list[Service]:
+        """The runs that answer, the primary first. ApiError 503 when one is not up."""
         primary = self.shares.primary
-        names = [primary, *(name for name in self.shares.everybody if name != primary)]
+        names = [primary, *(name for name in self.shares.weights if name != primary)]
         return list(await asyncio.gather(*(self._of(name) for name in names)))
+
+    def in_shadows(self, write: Callable[[Service], Awaitable[object]]) -> list[asyncio.Task[None]]:
+        """Starts a write in every shadow. What goes wrong there is logged; the tasks raise nothing."""
+        names = [name for name in self.shares.shadows if name not in self.shares.weights]
+        return [self._in_background(self._shadowed(name, write)) for name in names]
 
     async def models(self) -> list[Model]:
         """The primary's first; of the others those that answer. ApiError 503 when the primary does not."""
@@ -115,7 +120,7 @@ class Traffic:
         for name in self.shares.shadows:
             if len(self._copies) >= MAX_SHADOWED:
                 return
-            task = self._in_background(self._shadowed(name, request))
+            task = self._in_background(self._shadowed(name, lambda shadow: shadow.search(request)))
             self._copies.add(task)
             task.add_done_callback(self._copies.discard)
 
@@ -125,11 +130,14 @@ class Traffic:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def _shadowed(self, name: str, request: SearchRequest) -> None:
+    async def _shadowed(self, name: str, work: Callable[[Service], Awaitable[object]]) -> None:
         try:
-            await (await self._of(name)).search(request)
+            async with deadline(self._settings.write_timeout_s):
+                await work(await self._of(name))
         except ApiError as error:
             _LOGGER.warning("shadow %s: %s", name, error.refusal.message)
+        except Exception:
+            _LOGGER.exception("shadow %s", name)
 
     def _named(self, pin: str) -> str:
         if pin not in self.shares.everybody:
