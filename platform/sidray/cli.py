@@ -172,7 +172,7 @@ def reindex(
 @app.command()
 def rollback(
     run: RunArgument,
-    generation: Annotated[str, typer.Argument(help="default: the one before the current")] = "",
+    generation: Annotated[str, typer.Argument(help="default: the last before this one with as many shards")] = "",
     variant: VariantOption = "",
 ) -> None:
     """Takes the item table and the index of a served run back to an earlier generation; later writes are gone."""

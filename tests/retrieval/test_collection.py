@@ -112,6 +112,25 @@ def test_a_generation_that_is_damaged_cannot_be_gone_back_to(run: RunFolder, gon
     assert indexed(collection) == ids(collection) == {f"i00{n}" for n in range(6)}
 
 
+def test_going_back_keeps_the_number_of_shards(run: RunFolder) -> None:
+    collection = Collection.of(run)
+    for number, shards in enumerate((2, 1, 2)):
+        item_table.append(collection.table, item_table.tombstones([f"i00{number}"]))
+        collection.fold(shards)
+    first, second, _, _ = before = collection.pointer().generations
+    with pytest.raises(UserError, match=r"has 1 shards, the current one 2(.|\n)*sidray reindex RUN --shards 1, deploy"):
+        collection.rollback(first.name)
+    assert collection.pointer().generations == before
+    assert collection.rollback() == second
+    assert collection.pointer().newest(2) == second
+    assert ids(collection) == {f"i00{n}" for n in range(1, 6)}
+    with pytest.raises(UserError, match="no generation before the current one that has 2 shards too"):
+        collection.rollback()
+    collection.fold(shards=1)  # as the remedy says
+    assert collection.rollback(first.name) == first
+    assert ids(collection) == {f"i00{n}" for n in range(6)}
+
+
 def test_old_generations_go_and_those_kept_can_be_gone_back_to(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "KEEP", 2)
     monkeypatch.setattr(module, "KEEP_VERSIONS_FOR", datetime.timedelta(0))

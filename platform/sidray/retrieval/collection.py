@@ -184,8 +184,9 @@ class Collection:
         return generation
 
     def rollback(self, name: str = "") -> Generation:
-        """Table and index as they were at a generation ("": the one before the current); what was written since is
-        gone from both. Raises UserError, with all as it was, for an unknown generation and for one that is damaged."""
+        """Table and index as they were at a generation ("": the one before the current that has as many shards); what
+        was written since is gone from both. Raises UserError, with all as it was, for a generation that is unknown or
+        damaged, or has another number of shards: a service that was deployed with the current one could not follow."""
         with Lease(self.uri, wait_s=WAIT_S):
             pointer = self.pointer()
             kept = _until(pointer.generations, name)
@@ -229,10 +230,17 @@ def _kept(generations: tuple[Generation, ...]) -> tuple[Generation, ...]:
 
 
 def _until(generations: tuple[Generation, ...], name: str) -> tuple[Generation, ...]:
-    names = [generation.name for generation in generations]
-    if not name and len(names) == 1:
-        raise UserError("there is no generation before the current one", f"it has {names[0]} alone")
-    wanted = name or names[-2]
+    """Those up to the named one; "": up to the newest before the current one that has as many shards."""
+    names, shards = [generation.name for generation in generations], generations[-1].shards
+    like = [generation.name for generation in generations[:-1] if generation.shards == shards]
+    if not name and not like:
+        of = "" if len(names) == 1 else f" that has {shards} shards too"
+        raise UserError(f"there is no generation before the current one{of}", f"it has {', '.join(names)}")
+    wanted = name or like[-1]
     if wanted not in names:
         raise UserError(f"there is no generation {wanted!r}{nearest(wanted, names)}", f"it has {', '.join(names)}")
-    return generations[: names.index(wanted) + 1]
+    kept = generations[: names.index(wanted) + 1]
+    if (other := kept[-1].shards) != shards:
+        problem = f"generation {wanted} has {other} shards, the current one {shards}, and so may the service"
+        raise UserError(problem, f"sidray reindex RUN --shards {other}, deploy the run again, then go back")
+    return kept
