@@ -66,6 +66,13 @@ def test_a_wrong_type_is_named(tmp_path: Path, table: str, column: str, values: 
         check_schema(open_table(uri, table), SETTINGS)
 
 
+def test_a_column_that_nothing_uses_is_not_read(tmp_path: Path) -> None:
+    """As the user of a click, of any type."""
+    clicks = pa.table({"query": ["a"], "item_id": ["b"], "user_id": pa.array([7])})
+    check_schema(open_table(write(clicks, tmp_path / "clicks.parquet"), "clicks"), SETTINGS)
+    assert conform(clicks, "clicks", SETTINGS, Reasons(1)).column_names == ["query", "item_id"]
+
+
 TEXT_TYPES = [
     pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.large_binary(),
     pa.dictionary(pa.int8(), pa.string()),

@@ -15,7 +15,7 @@ from sidray.errors import nearest
 SPLITS = ("train", "valid", "test")
 CONTRACT = {  # the columns of each table that have a meaning; those of items that text_fields names come on top
     "items": ("item_id", "title", "image", "image_uri", "partition"),
-    "clicks": ("query", "item_id", "partition", "split", "kind", "ts", "user_id", "hard_negatives"),
+    "clicks": ("query", "item_id", "partition", "split", "kind", "ts", "hard_negatives"),
     "pairs": ("item_id", "related_id", "split", "score"),
     "events": ("user_id", "item_id", "action", "ts"),
 }
