@@ -77,6 +77,7 @@ def test_the_run_folder_holds_the_tables_of_the_paper(run: RunFolder) -> None:
     alone = [f"NoteLLM-2, {given} only" for given in ("image", "text")]
     zero_shot = ["zero-shot image", "zero-shot text", "zero-shot text + image"]
     assert set(rows) == {"popularity", "BM25", *methods, *alone, *zero_shot}
+    assert [rows[label]["given"] for label in ("popularity", "BM25", "basic method")] == ["none", "text", "multimodal"]
     assert {label: len(row["results"]) for label, row in rows.items() if len(row["results"]) > 1} == {"basic method": 2}
     first, second = (result["rows"]["all pairs"] for result in rows["basic method"]["results"])
     assert first["pairs"] == second["pairs"] > 0

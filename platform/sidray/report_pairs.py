@@ -31,7 +31,7 @@ from sidray.training.plots import plot_saliencies
 from sidray.training.saliency import RESULT as SALIENCY
 from sidray.training.saliency import SCORES
 
-BASELINES = ("popularity", "BM25")
+BASELINES = {"popularity": "none", "BM25": "text"}  # what each is given
 ZERO_SHOT = {"zero-shot image": ["image"], "zero-shot text": ["text"], "zero-shot text + image": ["text", "image"]}
 METHODS = "Methods"
 _SALIENCY = (
@@ -106,7 +106,10 @@ class PairsReport(Report):
 
     def _results(self, store: Store) -> dict[str, Row]:
         beside = store.output(self.baselines)
-        rows = {name: Row("text", [storage.read_json(storage.join(beside, f"{name}.json"))]) for name in BASELINES}
+        rows = {
+            name: Row(given, [storage.read_json(storage.join(beside, f"{name}.json"))])
+            for name, given in BASELINES.items()
+        }
         for label, (given, steps) in self.rows.items():
             uris = [storage.join(store.output(step), f"{RESULT}.json") for step in steps]
             rows[label] = Row(given, [storage.read_json(uri) for uri in uris])

@@ -43,7 +43,7 @@ _PAIRED = (
 
 
 class Row(NamedTuple):
-    """One line of the tables. `given`: what the model sees, "text", "image" or "multimodal"; `results`: what
+    """One line of the tables. `given`: what the model sees, "text", "image", "multimodal" or "none"; `results`: what
     evaluate_pairs gave, one for each seed."""
 
     given: str
