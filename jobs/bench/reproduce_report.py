@@ -31,7 +31,7 @@ _TITLES = {"smgr": "SMGR", "notellm2": "NoteLLM-2"}
 
 def report_text(spec: Spec, results: Found) -> str:
     """The whole report. results: what reproduce.py saves as results.json."""
-    parts = ["# SMGR and NoteLLM-2, reproduced", _HOW, _made(results), "## In short", _summary(spec, results)]
+    parts = ["# SMGR and NoteLLM-2, reproduced", _HOW, _made(spec, results), "## In short", _summary(spec, results)]
     for name, table in spec.tables.items():
         if found := results["tables"].get(name):
             parts.append(f"## {table.title}")
@@ -49,9 +49,10 @@ def report_text(spec: Spec, results: Found) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _made(results: Found) -> str:
-    """For each system and data set: machines, versions and commits, and the time of all steps."""
-    lines = []
+def _made(spec: Spec, results: Found) -> str:
+    """What the data are; for each system and data set machines, versions and commits, and the time of all steps."""
+    there = {data for each in results["made"].values() for data in each}
+    lines = [f"- {data}: {text}" for data, text in spec.data.items() if data in there]
     for system, each in results["made"].items():
         for data, made in each.items():
             commits: dict[str, list[str]] = {}

@@ -85,6 +85,9 @@ class Figure(Settings):
 
 
 class Spec(Settings):
+    """`data`: data set -> what is to be known of it."""
+
+    data: dict[str, str]
     systems: dict[str, System]
     tables: dict[str, Table]
     figures: dict[str, Figure]

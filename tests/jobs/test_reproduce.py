@@ -89,6 +89,7 @@ def test_the_tables_stand_beside_the_papers(spec: Spec) -> None:
     assert "of Qwen3-DualTower: 41.00; +20.00 points" in text
     assert "over seeds p = " in text
     assert "| smgr | 12 | 51,200 |" in text  # the median: other work slowed the first seed
+    assert "- hm: H&M's articles. The numbers in the repository are of a prepared part of them: 14,811" in text
     assert "- SMGR on hm: 2.2 h on a laptop with python 3.11, of commit a, b\n" in text  # 7 rows' steps, a shared one
     assert report_text(spec, found) == text
 
