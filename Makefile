@@ -60,8 +60,8 @@ format: $(VENV)/.installed-dev  ## ruff's fixes and layout
 	$(BIN)/ruff format .
 
 docs: $(VENV)/.installed-dev  ## the generated halves of docs/recipes.md and docs/serving-api.md
-	$(BIN)/python docs/recipe_reference.py
-	$(BIN)/python docs/api_reference.py
+	$(BIN)/python -m docs.recipe_reference
+	$(BIN)/python -m docs.api_reference
 
 clean:  ## .venv and the runs of this folder go
 	rm -rf $(VENV) sidray-runs

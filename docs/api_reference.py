@@ -1,6 +1,6 @@
 """The reference of the HTTP API, from the service's own OpenAPI document, as Markdown.
 
-PYTHONPATH=platform python docs/api_reference.py    # writes the end of docs/serving-api.md; `make docs` does it
+PYTHONPATH=platform python -m docs.api_reference    # writes the end of docs/serving-api.md; `make docs` does it
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
+from docs.generated import with_end
 from sidray.serving.auth import Keys
 from sidray.serving.gateway import create_api
 
 PAGE = Path(__file__).parent / "serving-api.md"
-BELOW = "<!-- Below: written by `make docs` -->\n"
 Schema = dict[str, Any]
 
 
@@ -120,10 +120,5 @@ def _line(text: str) -> str:
 ERROR = _type({"$ref": "#/ErrorBody"})
 
 
-def page(text: str) -> str:
-    """The page `text` with its end written anew."""
-    return f"{text.partition(BELOW)[0]}{BELOW}\n{reference()}"
-
-
 if __name__ == "__main__":
-    PAGE.write_text(page(PAGE.read_text()))
+    PAGE.write_text(with_end(PAGE.read_text(), reference()))

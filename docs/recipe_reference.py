@@ -1,6 +1,6 @@
 """The reference of every key of a recipe, from the models that check recipes, as Markdown.
 
-PYTHONPATH=platform python docs/recipe_reference.py    # writes the end of docs/recipes.md; `make docs` does it
+PYTHONPATH=platform python -m docs.recipe_reference    # writes the end of docs/recipes.md; `make docs` does it
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from docs.generated import with_end
 from sidray.recipe import Recipe
 
 PAGE = Path(__file__).parent / "recipes.md"
-BELOW = "<!-- Below: written by `make docs` -->\n"
 NAMES = {str: "text", int: "integer", float: "number", bool: "`true`, `false`", types.NoneType: "`null`", Any: "any"}
 
 
@@ -114,10 +114,5 @@ def _line(text: str | None) -> str:
     return " ".join((text or "").split())
 
 
-def page(text: str) -> str:
-    """The page `text` with its end written anew."""
-    return f"{text.partition(BELOW)[0]}{BELOW}\n{reference()}"
-
-
 if __name__ == "__main__":
-    PAGE.write_text(page(PAGE.read_text()))
+    PAGE.write_text(with_end(PAGE.read_text(), reference()))
