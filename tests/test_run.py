@@ -30,6 +30,7 @@ from sidray.run import run_recipe
 from sidray.search import search
 from sidray.show import show
 from sidray.tokenizers.choose import smallest_sufficient
+from tests.finished import catalogue_rows
 
 pytestmark = pytest.mark.ray
 
@@ -42,11 +43,6 @@ def run(debug_run: str) -> RunFolder:
 @pytest.fixture(scope="module")
 def model(run: RunFolder) -> RunModel:
     return RunModel.load(run)
-
-
-def catalogue_table(run: RunFolder, rows: int) -> pa.Table:
-    dataset = lance.dataset(storage.join(run.output("catalogue"), "items.lance"))
-    return dataset.to_table().slice(0, rows).drop_columns(["image_id"])
 
 
 def test_the_run_folder_holds_what_the_contract_says(run: RunFolder) -> None:
@@ -82,7 +78,7 @@ def test_a_rerun_does_nothing_and_prints_the_same(run: RunFolder) -> None:
 
 def test_new_items_get_the_vectors_and_sids_of_the_catalogue(run: RunFolder, model: RunModel, tmp_path: Path) -> None:
     """Raw pictures and texts, encoded anew, against the run's own item table."""
-    pq.write_table(catalogue_table(run, 40), tmp_path / "items.parquet")
+    pq.write_table(catalogue_rows(run, 40), tmp_path / "items.parquet")
     where = ["--items", str(tmp_path / "items.parquet"), "--out", str(tmp_path / "out"), "--max-bad-fraction", "0"]
     done = CliRunner().invoke(app, ["embed", run.uri, *where], catch_exceptions=False)
     assert "40 items embedded in " in done.stdout
@@ -107,7 +103,7 @@ def test_queries_get_the_vectors_of_the_evaluation(run: RunFolder, model: RunMod
 
 
 def test_an_item_is_encoded_alone_as_in_a_batch(run: RunFolder, model: RunModel) -> None:
-    items = catalogue_table(run, 6).to_pylist()
+    items = catalogue_rows(run, 6).to_pylist()
     items[2]["image"] = None
     together = model.items(items)
     alone = [model.items([item]) for item in items]
@@ -149,7 +145,7 @@ def test_search_is_the_exact_answer_inside_the_partition(run: RunFolder, model: 
 
 def test_a_picture_is_a_query(run: RunFolder, tmp_path: Path) -> None:
     picture = tmp_path / "picture.png"
-    picture.write_bytes(catalogue_table(run, 1)["image"][0].as_py())
+    picture.write_bytes(catalogue_rows(run, 1)["image"][0].as_py())
     assert len(search(run, "", str(picture), [], 3)) == 3
     assert search(run, "cat", str(picture), [], 3) != search(run, "cat", None, [], 3)
 
@@ -162,7 +158,7 @@ def test_export_is_plain_hugging_face(run: RunFolder, model: RunModel, tmp_path:
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out" / "text")
     lm = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "text").eval()
     AutoModel.from_pretrained(tmp_path / "out" / "image")
-    item = {**catalogue_table(run, 1).to_pylist()[0]}
+    item = {**catalogue_rows(run, 1).to_pylist()[0]}
     sids = model.items([item]).sids[0]
     assert model.assigner is not None
     text = model.prompter.item_text(item) + " SIDs:" + "".join(model.assigner.vocabulary.tokens[n] for n in sids)
@@ -198,7 +194,7 @@ def test_a_run_that_continues_another_has_its_codebooks_and_starts_from_its_towe
 @pytest.mark.slow  # the test before it has its steps
 def test_a_warm_start_keeps_the_codebooks(run: RunFolder, tmp_path: Path) -> None:
     """New clicks, frozen codebooks: the old items keep their SIDs, and training goes on from the final towers."""
-    items = catalogue_table(run, 300)
+    items = catalogue_rows(run, 300)
     clicks = lance.dataset(storage.join(run.output("catalogue"), "clicks.lance")).to_table()
     ids = np.array(items["item_id"].to_pylist())[clicks["item_row"].to_numpy()]
     pq.write_table(items, tmp_path / "items.parquet")

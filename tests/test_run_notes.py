@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import lance
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -44,6 +43,7 @@ from sidray.steps import Store, Work
 from sidray.training import stage as stage_module
 from sidray.training import worker
 from sidray.training.record import Record
+from tests.finished import catalogue_rows, losses
 
 pytestmark = pytest.mark.ray
 
@@ -59,11 +59,6 @@ def model(run: RunFolder) -> NoteModel:
     model = load_model(run)
     assert isinstance(model, NoteModel)
     return model
-
-
-def catalogue_rows(run: RunFolder, rows: int) -> pa.Table:
-    dataset = lance.dataset(storage.join(run.output("catalogue"), "items.lance"))
-    return dataset.to_table().slice(0, rows).drop_columns(["image_id"])
 
 
 def test_the_run_folder_holds_the_tables_of_the_paper(run: RunFolder) -> None:
@@ -216,10 +211,6 @@ def again(recipe: Recipe, root: str, folder: Path) -> list[dict[str, float]]:
     folder.mkdir()
     step.run(Work(str(folder), {name: store.ensure(needed) for name, needed in step.inputs.items()}))
     return Record.read(str(folder)).steps
-
-
-def losses(history: list[dict[str, float]]) -> list[float]:
-    return [row["loss"] for row in history]
 
 
 @contextmanager

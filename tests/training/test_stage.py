@@ -19,6 +19,7 @@ from sidray.training.record import Record
 from sidray.training.schedule import Schedule
 from sidray.training.settings import StageSettings, TrainingSettings
 from tests.cluster.exported import exported_now, told
+from tests.finished import losses
 
 pytestmark = pytest.mark.ray
 FILES = ["metrics.jsonl", "stage.json", "stage.png", "towers.safetensors"]
@@ -37,10 +38,6 @@ def again(graph: Graph, store: Store, role: str, folder: Path) -> list[dict[str,
     step = graph[role]
     step.run(Work(str(folder), {name: store.output(needed) for name, needed in step.inputs.items()}))
     return Record.read(str(folder)).steps
-
-
-def losses(history: list[dict[str, float]]) -> list[float]:
-    return [row["loss"] for row in history]
 
 
 @pytest.mark.slow  # test_run_notes.py has offloaded ZeRO-3 against ZeRO-0, of an MLRM
