@@ -81,7 +81,8 @@ class Collection:
         collection = cls(run.root, run.name, run.model_key)
         if not storage.exists(collection._pointer):
             with Lease(collection.uri) as lease:
-                collection._create(run, lease)
+                if not storage.exists(collection._pointer):  # another process may have made it meanwhile
+                    collection._create(run, lease)
         return collection
 
     def _create(self, run: RunFolder, lease: Lease) -> None:
