@@ -136,12 +136,12 @@ OPEN = Keys({})
 
 
 def client_of(
-    backend: FakeBackend, max_in_flight: int = 8, timeout_s: float = 5.0, keys: Keys = OPEN
+    backend: FakeBackend, max_in_flight: int = 8, timeout_s: float = 5.0, keys: Keys = OPEN, prefix: str = ""
 ) -> httpx.AsyncClient:
-    """An exception that leaves the application fails the test."""
+    """An exception that leaves the application fails the test. `prefix`: under which Serve has it."""
     api = _api(max_in_flight, keys)
     api.state.traffic = traffic_of(backend, timeout_s)
-    return httpx.AsyncClient(transport=httpx.ASGITransport(api), base_url="http://test")
+    return httpx.AsyncClient(transport=httpx.ASGITransport(api, root_path=prefix), base_url=f"http://test{prefix}")
 
 
 def in_base64(data: bytes) -> str:

@@ -15,9 +15,11 @@ from sidray.serving import auth
 from sidray.serving.auth import Keys, new_key
 from tests.serving.fakes import FakeBackend, api_of, client_of
 
+PREFIXES = ["", "/sidray", "/behind/a proxy"]
 
-async def get(keys: Keys, authorization: str | None, path: str = "/v1/index") -> httpx.Response:
-    async with client_of(FakeBackend(), keys=keys) as client:
+
+async def get(keys: Keys, authorization: str | None, path: str = "/v1/index", prefix: str = "") -> httpx.Response:
+    async with client_of(FakeBackend(), keys=keys, prefix=prefix) as client:
         return await client.get(path, headers={} if authorization is None else {"Authorization": authorization})
 
 
@@ -49,11 +51,13 @@ async def test_only_a_known_key_comes_in(two: tuple[Keys, str, str]) -> None:
         assert first[:-1] not in answer.text
 
 
-async def test_probes_need_no_key_and_unknown_routes_do(two: tuple[Keys, str, str]) -> None:
-    for path in ("/healthz", "/readyz", "/openapi.json"):
-        assert (await get(two[0], None, path)).status_code == 200
-    for path in ("/v1/search", "/v1/nothing", "/metrics"):
-        assert (await get(two[0], None, path)).status_code == 401
+@pytest.mark.parametrize("prefix", PREFIXES)
+async def test_probes_and_the_page_need_no_key_and_unknown_routes_do(two: tuple[Keys, str, str], prefix: str) -> None:
+    for path in ("/healthz", "/readyz", "/openapi.json", "/", "/page.js"):
+        assert (await get(two[0], None, path, prefix)).status_code == 200
+    for path in ("/v1/index", "/v1/items/a%2Fb", "/v1/nothing", "/metrics", "/nothing", "/healthz/", "//v1/index"):
+        assert (await get(two[0], None, path, prefix)).status_code == 401
+    assert (await get(two[0], f"Bearer {two[1]}", "/v1/index", prefix)).status_code == 200
 
 
 async def test_two_keys_of_one_name_are_valid_and_share_a_rate(tmp_path: Path) -> None:

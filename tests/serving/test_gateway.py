@@ -224,11 +224,12 @@ async def test_a_full_gateway_answers_503_and_probes_still_pass() -> None:
         assert (await client.post("/v1/search", json=BOTH)).status_code == 200
 
 
-async def test_writes_that_wait_leave_half_of_the_gateway_to_searches() -> None:
+@pytest.mark.parametrize("prefix", ["", "/sidray"])
+async def test_writes_that_wait_leave_half_of_the_gateway_to_searches(prefix: str) -> None:
     backend, release = FakeBackend(), asyncio.Event()
     backend.before = lambda: waits(release)
     items = {"items": [{"item_id": "a1", "title": "Soup"}]}
-    async with client_of(backend, max_in_flight=4) as client:
+    async with client_of(backend, max_in_flight=4, prefix=prefix) as client:
         writes = [asyncio.create_task(client.put("/v1/items", json=items)) for _ in range(3)]
         done, waiting = await asyncio.wait(writes, return_when=asyncio.FIRST_COMPLETED)
         refused(done.pop().result(), 503, "overloaded", None)

@@ -161,6 +161,15 @@ async def test_any_item_id_in_a_path(item_id: str) -> None:
     refused(await request("GET", path, backend=backend), 404, "unknown_item", "item_id")
 
 
+@pytest.mark.parametrize("prefix", ["/sidray", "/behind/a proxy"])
+async def test_an_item_id_with_slashes_below_a_prefix(prefix: str) -> None:
+    backend = FakeBackend()
+    await request("PUT", "/v1/items", {"items": [{"item_id": "a/image", "title": "Soup"}]}, backend)
+    async with client_of(backend, prefix=prefix) as client:
+        assert (await client.get("/v1/items/a%2Fimage")).json()["item_id"] == "a/image"
+        refused(await client.get("/v1/items/a"), 404, "unknown_item", "item_id")
+
+
 async def test_an_item_id_that_is_no_text() -> None:
     refused(await request("GET", "/v1/items/%ff"), 400, "invalid_item_id", "item_id")
     refused(await request("GET", "/v1/items/a/b"), 404, "not_found", None)

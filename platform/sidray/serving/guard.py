@@ -12,19 +12,20 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sidray.serving.auth import Keys
 from sidray.serving.messages import Refusal
+from sidray.serving.page import PATHS
 from sidray.serving.problems import ApiError, overloaded, response
 
 MAX_BODY_BYTES = 32 * 2**20
 _ITEMS = "/v1/items/"
-_PROTECTED = ("/v1/", "/metrics")
+_PUBLIC = {*PATHS, "/healthz", "/readyz", "/openapi.json"}
 _LOGGER = logging.getLogger("ray.serve")
 _TOO_LARGE = Refusal(413, "body_too_large", f"the body is larger than {MAX_BODY_BYTES:,} bytes")
 _UNEXPECTED = Refusal(500, "internal_error", "an unexpected error; the service's log has its cause")
 
 
 class Guard:
-    """ASGI middleware. Requests below /v1 count and need a key; probes and the page always pass. Writes may be half of
-    them: they wait for a writer that is being replaced, and searches go on beside them."""
+    """ASGI middleware. Requests count and need a key; only probes, the page and the API's description always pass.
+    Writes may be half of them: they wait for a writer that is being replaced, and searches go on beside them."""
 
     def __init__(self, app: ASGIApp, max_in_flight: int, keys: Keys) -> None:
         self.app = app
@@ -38,8 +39,9 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        scope, write = _encoded_ids(scope), _is_write(scope)
-        if not scope["path"].startswith(_PROTECTED):
+        path = _route_path(scope)
+        scope, write = _encoded_ids(scope, path), _is_write(scope["method"], path)
+        if path in _PUBLIC:
             await self._guarded(scope, receive, send)
         elif self.in_flight >= self.max_in_flight or (write and self.writes >= self.max_writes):
             await response(overloaded())(scope, receive, send)
@@ -74,16 +76,24 @@ class Guard:
             await response(_UNEXPECTED)(scope, receive, send)
 
 
-def _encoded_ids(scope: Scope) -> Scope:
+def _route_path(scope: Scope) -> str:
+    """The path below the prefix under which the application is served: Serve leaves it in the path, as ASGI has it."""
+    path: str = scope["path"]
+    route = path.removeprefix(scope.get("root_path", ""))
+    return route if route.startswith("/") else path
+
+
+def _encoded_ids(scope: Scope, path: str) -> Scope:
     """The path of an item as the client sent it: decoded, `a%2Fimage` would look like the picture of `a`."""
     raw = scope.get("raw_path")
-    if not scope["path"].startswith(_ITEMS) or not raw:
+    if not path.startswith(_ITEMS) or not raw:
         return scope
-    return {**scope, "path": raw.decode("latin-1")}
+    item = raw.decode("latin-1").partition(_ITEMS)[2]
+    return {**scope, "path": scope["path"].removesuffix(path) + _ITEMS + item}
 
 
-def _is_write(scope: Scope) -> bool:
-    return scope["method"] in ("PUT", "DELETE") or scope["path"] == "/v1/events"
+def _is_write(method: str, path: str) -> bool:
+    return method in ("PUT", "DELETE") or path == "/v1/events"
 
 
 def _declared(scope: Scope) -> int:

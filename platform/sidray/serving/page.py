@@ -44,6 +44,7 @@ _FILES = {
     "/service.js": _File.read("service.js", "text/javascript"),
     "/page.css": _File.read("page.css", "text/css"),
 }
+PATHS = tuple(_FILES)
 
 
 async def page(request: Request) -> Response:
@@ -61,5 +62,5 @@ def _has(request: Request, etag: str) -> bool:
     return etag in known or "*" in known
 
 
-for _path in _FILES:
+for _path in PATHS:
     router.add_api_route(_path, page, methods=["GET", "HEAD"])
