@@ -97,6 +97,18 @@ async def test_shadows_get_copies_and_never_answer(runs: dict[str, Run]) -> None
     assert [len(runs[name].recalled) for name in "abc"] == [5, 5, 5]
 
 
+async def test_a_vector_goes_to_no_other_model(runs: dict[str, Run]) -> None:
+    """The gateway cannot see whose it is: the primary's, or that of the run which the client names."""
+    traffic = traffic_of(runs, Shares({"a": 0.6, "b": 0.4}, ["c"]))
+    for _ in range(30):
+        answer = await request(traffic, "POST", "/v1/search", {"vector": [1, 0, 0, 0]})
+        assert answer.json()["index"]["run"] == "a"
+    answer = await request(traffic, "POST", "/v1/search", {"vector": [1, 0, 0, 0]}, run="b")
+    assert answer.json()["index"]["run"] == "b"
+    await asyncio.gather(*traffic._tasks)
+    assert [len(runs[name].recalled) for name in "abc"] == [30, 1, 0]
+
+
 async def test_a_slow_shadow_is_left_behind(runs: dict[str, Run]) -> None:
     gate = asyncio.Event()
 

@@ -67,8 +67,8 @@ class Chosen:
     async def primary(self) -> Service:
         return await self.traffic.service(self.pin, fresh=True)
 
-    async def of(self, body: Scope) -> Service:
-        return await self.traffic.service(self.pin, fresh=body.min_table_version > 0)
+    async def of(self, body: Scope, of_primary: bool = False) -> Service:
+        return await self.traffic.service(self.pin, fresh=of_primary or body.min_table_version > 0)
 
 
 async def _traffic(request: Request) -> Traffic:
@@ -100,7 +100,7 @@ ItemIdOf = Annotated[str, Depends(_item_id)]
 async def search(body: SearchRequest, chosen: ChosenOf, response: Response) -> SearchResponse:
     """The k items nearest to a query, a picture, both together, or a vector of the served model."""
     chosen.traffic.copy(body)
-    answer, times = await (await chosen.of(body)).search(body)
+    answer, times = await (await chosen.of(body, of_primary=body.vector is not None)).search(body)
     response.headers["Server-Timing"] = _timing(answer.took_ms, times)
     return answer
 

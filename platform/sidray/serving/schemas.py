@@ -68,7 +68,7 @@ class SearchRequest(Scope):
     query: Text | None = Field(None, description="what to search for", examples=["noodle soup"])
     image: str | None = Field(None, description="a JPEG, PNG or WebP picture: base64 or a data URL")
     vector: Annotated[list[Finite], Field(min_length=1)] | None = Field(
-        None, description="a query vector of this model"
+        None, description="a query vector of the primary's model, or of the run's in X-Sidray-Run"
     )
     exclude: Names = Field(default_factory=list, description="item_ids that are left out")
 

@@ -144,7 +144,7 @@ class RunSettings(Settings):
 
 class ServiceSettings(Settings):
     """The application of the gateway. `weights`: application of a run -> its share of the searches; `shadows`: the
-    applications that get a copy of every search, and whose answers nobody sees."""
+    applications that get a copy of every search but those by vector, and whose answers nobody sees."""
 
     weights: Annotated[dict[str, Annotated[float, Field(gt=0)]], Field(min_length=1)]
     shadows: tuple[str, ...] = ()

@@ -4,9 +4,10 @@
     service = await traffic.service(pin="", fresh=False)
 
 Each run is a Serve application of its own, with its own item table, so table versions of two runs have nothing to do
-with each other: a request that asks for a table version goes to the primary, the run of the highest weight, unless the
-client names a run in the header X-Sidray-Run. Writes go to every run, and are acknowledged when all that have a weight
-have them. Shadows are waited for, so that their writes come in order, but what they refuse or miss is only logged.
+with each other, and vectors of two models neither: a request that asks for a table version or brings a vector goes to
+the primary, the run of the highest weight, unless the client names a run in the header X-Sidray-Run. Writes go to every
+run, and are acknowledged when all that have a weight have them. Shadows are waited for, so that their writes come in
+order, but what they refuse or miss is only logged.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ _LOGGER = logging.getLogger("ray.serve")
 
 @dataclass(frozen=True)
 class Shares:
-    """`weights`: application -> share of the searches, any positive numbers; `shadows`: get copies of all of them."""
+    """`weights`: application -> share of the searches, any positive numbers; `shadows`: get copies, not of vectors."""
 
     weights: dict[str, float]
     shadows: list[str] = field(default_factory=list)
@@ -116,8 +117,8 @@ class Traffic:
             raise ApiError(overloaded(f"the model of run {name} does not answer")) from error
 
     def copy(self, request: SearchRequest) -> None:
-        """Sends a search to the shadows, whose answers nobody waits for."""
-        for name in self.shares.shadows:
+        """Sends a search to the shadows, whose answers nobody waits for. Not a vector: it is of another run's model."""
+        for name in self.shares.shadows if request.vector is None else []:
             if len(self._copies) >= MAX_SHADOWED:
                 return
             task = self._in_background(self._shadowed(name, lambda shadow: shadow.search(request)))
