@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -13,12 +14,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sidray.serving import guard
 from sidray.serving.guard import MAX_BODY_BYTES
 from sidray.serving.messages import Refusal
 from sidray.serving.problems import ApiError, overloaded
 from sidray.serving.service import MAX_TEXT_CHARACTERS, unit_vector
+from tests.client.servers import under_uvicorn
 from tests.data.makers import picture
-from tests.serving.fakes import HIT, INDEX, MODEL_KEY, FakeBackend, client_of, in_base64, refused
+from tests.serving.fakes import HIT, INDEX, MODEL_KEY, OPEN, FakeBackend, api_of, client_of, in_base64, refused
 
 PNG = in_base64(picture())
 
@@ -206,6 +209,40 @@ async def test_a_body_at_the_limit_is_read() -> None:
     body = '{"query": "soup"}'
     answer = await search(body + " " * (MAX_BODY_BYTES - len(body)))
     assert answer.status_code == 200
+
+
+async def test_a_body_that_trickles_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "BODY_S", 0.05)
+
+    async def trickle() -> AsyncIterator[bytes]:
+        while True:
+            yield b" "
+            await asyncio.sleep(0.01)
+
+    async with client_of(FakeBackend(), max_in_flight=1) as client:
+        async with asyncio.timeout(5):
+            answer = await client.post("/v1/search", content=trickle(), headers={"Content-Type": "application/json"})
+        refused(answer, 504, "deadline_exceeded", None)
+        assert (await client.post("/v1/search", json=BOTH)).status_code == 200
+
+
+def test_the_connection_of_a_body_that_stops_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "BODY_S", 0.05)
+    head = b"POST /v1/search HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{"
+    with under_uvicorn(api_of(FakeBackend(), 1, OPEN)) as url:
+        connection = socket.create_connection(("127.0.0.1", int(url.rsplit(":", 1)[1])), timeout=5)
+        with connection:
+            connection.sendall(head)
+            answer = b"".join(iter(lambda: connection.recv(2**16), b""))
+    assert answer.startswith(b"HTTP/1.1 504 ")
+    assert b'"code":"deadline_exceeded"' in answer
+
+
+async def test_work_may_take_longer_than_a_body(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "BODY_S", 0.05)
+    backend = FakeBackend()
+    backend.before = lambda: asyncio.sleep(0.1)
+    assert (await search(BOTH, backend)).status_code == 200
 
 
 async def test_a_full_gateway_answers_503_and_probes_still_pass() -> None:

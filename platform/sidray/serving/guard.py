@@ -1,11 +1,14 @@
-"""The outermost layer of the gateway: admission, the limit on bodies, and the last net under unexpected errors.
+"""The outermost layer of the gateway: admission, the limits on bodies, and the last net under unexpected errors.
 
 Serve's own refusals are plain text and would pass by the API's error format, so the gateway refuses first.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -16,10 +19,12 @@ from sidray.serving.page import PATHS
 from sidray.serving.problems import ApiError, overloaded, response
 
 MAX_BODY_BYTES = 32 * 2**20
+BODY_S = 30.0  # in which a body must arrive
 _ITEMS = "/v1/items/"
 _PUBLIC = {*PATHS, "/healthz", "/readyz", "/openapi.json"}
 _LOGGER = logging.getLogger("ray.serve")
 _TOO_LARGE = Refusal(413, "body_too_large", f"the body is larger than {MAX_BODY_BYTES:,} bytes")
+_TOO_SLOW = Refusal(504, "deadline_exceeded", f"the body did not arrive within {BODY_S:g} s")
 _UNEXPECTED = Refusal(500, "internal_error", "an unexpected error; the service's log has its cause")
 
 
@@ -42,7 +47,7 @@ class Guard:
         path = _route_path(scope)
         scope, write = _encoded_ids(scope, path), _is_write(scope["method"], path)
         if path in _PUBLIC:
-            await self._guarded(scope, receive, send)
+            await _guarded(self.app, scope, receive, send)
         elif self.in_flight >= self.max_in_flight or (write and self.writes >= self.max_writes):
             await response(overloaded())(scope, receive, send)
         elif refusal := self.keys.refusal(Headers(scope=scope).get("authorization", "")):
@@ -51,29 +56,36 @@ class Guard:
             self.in_flight += 1
             self.writes += write
             try:
-                await self._guarded(scope, receive, send)
+                await _guarded(self._with_body, scope, receive, send)
             finally:
                 self.in_flight -= 1
                 self.writes -= write
 
-    async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
-        started = False
-
-        async def tracked(message: Message) -> None:
-            nonlocal started
-            started = True
-            await send(message)
-
+    async def _with_body(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """A body that comes too slowly ends its connection; the rest of one that is too large is skipped unread."""
         try:
-            if _declared(scope) > MAX_BODY_BYTES:
-                await response(_TOO_LARGE)(scope, receive, send)
-            else:
-                await self.app(scope, _limited(receive), tracked)
-        except Exception:
-            if started:
-                raise
-            _LOGGER.exception("unexpected error in %s %s", scope["method"], scope["path"][:200])
-            await response(_UNEXPECTED)(scope, receive, send)
+            async with _whole(scope, receive) as received:
+                await self.app(scope, received, send)
+        except ApiError as error:
+            headers = {"Connection": "close"} if error.refusal == _TOO_SLOW else {}
+            await response(error.refusal, headers)(scope, receive, send)
+
+
+async def _guarded(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+    started = False
+
+    async def tracked(message: Message) -> None:
+        nonlocal started
+        started = True
+        await send(message)
+
+    try:
+        await app(scope, receive, tracked)
+    except Exception:
+        if started:
+            raise
+        _LOGGER.exception("unexpected error in %s %s", scope["method"], scope["path"][:200])
+        await response(_UNEXPECTED)(scope, receive, send)
 
 
 def _route_path(scope: Scope) -> str:
@@ -102,16 +114,29 @@ def _declared(scope: Scope) -> int:
     return int(value) if value.isascii() and value.isdigit() else 0
 
 
-def _limited(receive: Receive) -> Receive:
-    """Counts the bytes of a body that did not declare its length, or lied."""
-    seen = 0
+@asynccontextmanager
+async def _whole(scope: Scope, receive: Receive) -> AsyncIterator[Receive]:
+    """`receive` with the whole body in one message. ApiError for one that is too large, whatever it declares, or too
+    slow."""
+    if _declared(scope) > MAX_BODY_BYTES:
+        raise ApiError(_TOO_LARGE)
+    chunks: list[bytes] = []
+    size, more = 0, True
+    try:
+        async with asyncio.timeout(BODY_S):
+            while more:
+                message = await receive()
+                chunks.append(message.get("body", b""))
+                size += len(chunks[-1])
+                if size > MAX_BODY_BYTES:
+                    raise ApiError(_TOO_LARGE)
+                more = message.get("more_body", False)  # not of the message that the client has gone
+    except TimeoutError as error:
+        raise ApiError(_TOO_SLOW) from error
+    messages = [{**message, "body": b"".join(chunks)}]
+    chunks.clear()
 
-    async def counted() -> Message:
-        nonlocal seen
-        message = await receive()
-        seen += len(message.get("body", b""))
-        if seen > MAX_BODY_BYTES:
-            raise ApiError(_TOO_LARGE)
-        return message
+    async def received() -> Message:
+        return messages.pop() if messages else await receive()
 
-    return counted
+    yield received
