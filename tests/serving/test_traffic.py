@@ -6,6 +6,7 @@ import asyncio
 import logging
 import random
 from collections import Counter
+from functools import partial
 from io import StringIO
 
 import httpx
@@ -253,6 +254,29 @@ async def test_a_run_that_is_not_up_is_503(runs: dict[str, Run], monkeypatch: py
     runs["a"].up = False
     answer = await request(traffic_of(runs, Shares({"a": 1.0})), "GET", "/readyz")
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "overloaded")
+
+
+async def test_readiness_is_the_primarys_and_shared(runs: dict[str, Run], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Probes need no key: whoever asks often or names a run costs the runs nothing."""
+    asked: list[str] = []
+
+    async def ask(name: str) -> None:
+        asked.append(name)
+        await asyncio.sleep(0.01)
+
+    for name, run in runs.items():
+        run.before = partial(ask, name)
+    traffic = traffic_of(runs, Shares({"a": 0.9, "b": 0.1}))
+    answers = await asyncio.gather(*(request(traffic, "GET", "/readyz", run=name) for name in ("", "b", "d")))
+    answers.append(await request(traffic, "GET", "/readyz"))
+    assert [(answer.status_code, answer.json()) for answer in answers] == [(200, {"status": "ready"})] * 4
+    assert asked == ["a"]
+    runs["a"].model_key = "model-z"
+    monkeypatch.setattr("sidray.serving.traffic.READINESS_S", -1.0)
+    assert (await request(traffic, "GET", "/readyz")).status_code == 503
+    monkeypatch.setattr("sidray.serving.traffic.READINESS_S", 60.0)
+    assert (await request(traffic, "GET", "/readyz")).status_code == 503
+    assert asked == ["a", "a"]
 
 
 @pytest.mark.parametrize(

@@ -167,9 +167,9 @@ async def healthz() -> Status:
 
 
 @probes.get("/readyz", responses={503: _ERRORS[503]})
-async def readyz(chosen: ChosenOf) -> Status:
+async def readyz(traffic: TrafficOf) -> Status:
     """Readiness: the primary's model and index are loaded and belong together."""
-    await (await chosen.primary()).described()
+    await traffic.ready()
     return Status(status="ready")
 
 

@@ -28,6 +28,7 @@ from sidray.serving.service import READY_S, Backend, Service, deadline
 from sidray.serving.settings import GatewaySettings
 
 KNOWN_S = 10.0  # after which a run is asked anew: `serve deploy` may have put another one under its name
+READINESS_S = 1.0  # for which one answer counts: probes need no key, so many may ask
 MAX_SHADOWED = 16  # copies of searches on their way at once; the next ones are not copied
 _LOGGER = logging.getLogger("ray.serve")
 
@@ -62,6 +63,8 @@ class Traffic:
         self._asked: dict[str, float] = {}  # when a run was last asked what it is
         self._copies: set[asyncio.Task[None]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._readiness: asyncio.Task[Refusal | None] | None = None
+        self._readiness_at = 0.0  # when that was asked for
         self.shares = shares
 
     async def service(self, pin: str = "", fresh: bool = False) -> Service:
@@ -82,6 +85,22 @@ class Traffic:
         """Starts a write in every shadow. What goes wrong there is logged; the tasks raise nothing."""
         names = [name for name in self.shares.shadows if name not in self.shares.weights]
         return [self._in_background(self._shadowed(name, write)) for name in names]
+
+    async def ready(self) -> None:
+        """ApiError 503 while the primary's model and index are not there. All who ask at once share one answer."""
+        old = time.monotonic() - self._readiness_at > READINESS_S
+        if self._readiness is None or (self._readiness.done() and old):
+            self._readiness_at = time.monotonic()
+            self._readiness = asyncio.create_task(self._refused_readiness())
+        if refusal := await asyncio.shield(self._readiness):
+            raise ApiError(refusal)
+
+    async def _refused_readiness(self) -> Refusal | None:
+        try:
+            await (await self._of(self.shares.primary)).described()
+        except ApiError as error:
+            return error.refusal
+        return None
 
     async def models(self) -> list[Model]:
         """The primary's first; of the others those that answer. ApiError 503 when the primary does not."""
