@@ -142,6 +142,7 @@ LARGE = in_base64(picture(size=(101, 100)))
         ({"query": "soup", "partition": []}, 422, "empty_partition", None),
         ({"query": "soup", "exclude": ["x"] * 1001}, 422, "too_long", "exclude"),
         ({"vector": []}, 422, "too_short", "vector"),
+        ({"vector": [1.0] * 65_537}, 422, "too_long", "vector"),
         ({"vector": [0, 0.0, -0.0, 0]}, 422, "zero_vector", "vector"),
         ('{"vector": [NaN, 1, 1, 1]}', 422, "finite_number", "vector"),
         ('{"vector": [1e999, 1, 1, 1]}', 422, "finite_number", "vector"),
@@ -236,6 +237,24 @@ def test_the_connection_of_a_body_that_stops_is_closed(monkeypatch: pytest.Monke
             answer = b"".join(iter(lambda: connection.recv(2**16), b""))
     assert answer.startswith(b"HTTP/1.1 504 ")
     assert b'"code":"deadline_exceeded"' in answer
+
+
+async def test_bodies_in_flight_share_a_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "MAX_BODIES_BYTES", 1500)
+    backend, release = FakeBackend(), asyncio.Event()
+    backend.before = lambda: waits(release)
+    large = {"query": "x" * 1000}
+    async with client_of(backend) as client:
+        first = asyncio.create_task(client.post("/v1/search", json=large))
+        while not backend.embedded:
+            await asyncio.sleep(0)
+        second = await client.post("/v1/search", json=large)
+        refused(second, 503, "overloaded", None)
+        assert second.headers["retry-after"] == "1"
+        release.set()
+        assert (await client.post("/v1/search", json=BOTH)).status_code == 200
+        assert (await first).status_code == 200
+        assert (await client.post("/v1/search", json=large)).status_code == 200
 
 
 async def test_work_may_take_longer_than_a_body(monkeypatch: pytest.MonkeyPatch) -> None:

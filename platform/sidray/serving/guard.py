@@ -5,7 +5,6 @@ Serve's own refusals are plain text and would pass by the API's error format, so
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -17,14 +16,15 @@ from sidray.serving.auth import Keys
 from sidray.serving.messages import Refusal
 from sidray.serving.page import PATHS
 from sidray.serving.problems import ApiError, overloaded, response
+from sidray.serving.service import deadline
 
 MAX_BODY_BYTES = 32 * 2**20
+MAX_BODIES_BYTES = 256 * 2**20  # of all requests in flight
 BODY_S = 30.0  # in which a body must arrive
 _ITEMS = "/v1/items/"
 _PUBLIC = {*PATHS, "/healthz", "/readyz", "/openapi.json"}
 _LOGGER = logging.getLogger("ray.serve")
 _TOO_LARGE = Refusal(413, "body_too_large", f"the body is larger than {MAX_BODY_BYTES:,} bytes")
-_TOO_SLOW = Refusal(504, "deadline_exceeded", f"the body did not arrive within {BODY_S:g} s")
 _UNEXPECTED = Refusal(500, "internal_error", "an unexpected error; the service's log has its cause")
 
 
@@ -39,6 +39,7 @@ class Guard:
         self.in_flight = 0
         self.max_writes = max(1, max_in_flight // 2)
         self.writes = 0
+        self.body_bytes = 0  # received, of requests in flight
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -64,11 +65,41 @@ class Guard:
     async def _with_body(self, scope: Scope, receive: Receive, send: Send) -> None:
         """A body that comes too slowly ends its connection; the rest of one that is too large is skipped unread."""
         try:
-            async with _whole(scope, receive) as received:
+            async with self._whole(scope, receive) as received:
                 await self.app(scope, received, send)
         except ApiError as error:
-            headers = {"Connection": "close"} if error.refusal == _TOO_SLOW else {}
+            headers = {"Connection": "close"} if error.refusal.status == 504 else {}
             await response(error.refusal, headers)(scope, receive, send)
+
+    @asynccontextmanager
+    async def _whole(self, scope: Scope, receive: Receive) -> AsyncIterator[Receive]:
+        """`receive` with the whole body in one message. ApiError for one that is too large, whatever it declares, or
+        too slow, and 503 while too many bytes of others are held."""
+        if _declared(scope) > MAX_BODY_BYTES:
+            raise ApiError(_TOO_LARGE)
+        chunks: list[bytes] = []
+        size, more = 0, True
+        try:
+            async with deadline(BODY_S, "whole body"):
+                while more:
+                    message = await receive()
+                    chunks.append(message.get("body", b""))
+                    size += len(chunks[-1])
+                    self.body_bytes += len(chunks[-1])
+                    if size > MAX_BODY_BYTES:
+                        raise ApiError(_TOO_LARGE)
+                    if self.body_bytes > MAX_BODIES_BYTES:
+                        raise ApiError(overloaded())
+                    more = message.get("more_body", False)  # not of the message that the client has gone
+            messages = [{**message, "body": b"".join(chunks)}]
+            chunks.clear()
+
+            async def received() -> Message:
+                return messages.pop() if messages else await receive()
+
+            yield received
+        finally:
+            self.body_bytes -= size
 
 
 async def _guarded(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
@@ -112,31 +143,3 @@ def _declared(scope: Scope) -> int:
     """The Content-Length, 0 where there is none to read."""
     value = Headers(scope=scope).get("content-length", "")
     return int(value) if value.isascii() and value.isdigit() else 0
-
-
-@asynccontextmanager
-async def _whole(scope: Scope, receive: Receive) -> AsyncIterator[Receive]:
-    """`receive` with the whole body in one message. ApiError for one that is too large, whatever it declares, or too
-    slow."""
-    if _declared(scope) > MAX_BODY_BYTES:
-        raise ApiError(_TOO_LARGE)
-    chunks: list[bytes] = []
-    size, more = 0, True
-    try:
-        async with asyncio.timeout(BODY_S):
-            while more:
-                message = await receive()
-                chunks.append(message.get("body", b""))
-                size += len(chunks[-1])
-                if size > MAX_BODY_BYTES:
-                    raise ApiError(_TOO_LARGE)
-                more = message.get("more_body", False)  # not of the message that the client has gone
-    except TimeoutError as error:
-        raise ApiError(_TOO_SLOW) from error
-    messages = [{**message, "body": b"".join(chunks)}]
-    chunks.clear()
-
-    async def received() -> Message:
-        return messages.pop() if messages else await receive()
-
-    yield received

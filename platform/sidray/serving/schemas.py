@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from pydantic_core import PydanticCustomError
 
 MAX_K = 1000
+MAX_DIMENSION = 65_536
 MAX_LIST = 1000  # entries of partition, exclude and with_fields
 MAX_HISTORY = 50  # item_ids of one /v1/similar, each a search of its own
 
@@ -67,7 +68,7 @@ class SearchRequest(Scope):
 
     query: Text | None = Field(None, description="what to search for", examples=["noodle soup"])
     image: str | None = Field(None, description="a JPEG, PNG or WebP picture: base64 or a data URL")
-    vector: Annotated[list[Finite], Field(min_length=1)] | None = Field(
+    vector: Annotated[list[Finite], Field(min_length=1, max_length=MAX_DIMENSION)] | None = Field(
         None, description="a query vector of the primary's model, or of the run's in X-Sidray-Run"
     )
     exclude: Names = Field(default_factory=list, description="item_ids that are left out")

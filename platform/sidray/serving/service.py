@@ -144,13 +144,13 @@ class Service:
 
 
 @asynccontextmanager
-async def deadline(seconds: float) -> AsyncIterator[None]:
-    """ApiError 504 when the block takes longer."""
+async def deadline(seconds: float, what: str = "answer") -> AsyncIterator[None]:
+    """ApiError 504 when the block takes longer to have `what`."""
     try:
         async with asyncio.timeout(seconds):
             yield
     except TimeoutError as error:
-        raise ApiError(Refusal(504, "deadline_exceeded", f"no answer within {seconds:g} s")) from error
+        raise ApiError(Refusal(504, "deadline_exceeded", f"no {what} within {seconds:g} s")) from error
 
 
 def accepted(answer: T | Refusal) -> T:
