@@ -280,13 +280,19 @@ async def test_a_full_gateway_answers_503_and_probes_still_pass() -> None:
         assert (await client.post("/v1/search", json=BOTH)).status_code == 200
 
 
+ITEMS = ("PUT", "/v1/items", {"items": [{"item_id": "a1", "title": "Soup"}]})
+EMBED = ("POST", "/v1/embeddings", {"model": MODEL_KEY, "input": ["soup"] * 256})
+
+
 @pytest.mark.parametrize("prefix", ["", "/sidray"])
-async def test_writes_that_wait_leave_half_of_the_gateway_to_searches(prefix: str) -> None:
+@pytest.mark.parametrize(("method", "path", "body"), [ITEMS, EMBED])
+async def test_slow_work_that_waits_leaves_half_of_the_gateway_to_searches(
+    method: str, path: str, body: Any, prefix: str
+) -> None:
     backend, release = FakeBackend(), asyncio.Event()
     backend.before = lambda: waits(release)
-    items = {"items": [{"item_id": "a1", "title": "Soup"}]}
     async with client_of(backend, max_in_flight=4, prefix=prefix) as client:
-        writes = [asyncio.create_task(client.put("/v1/items", json=items)) for _ in range(3)]
+        writes = [asyncio.create_task(client.request(method, path, json=body)) for _ in range(3)]
         done, waiting = await asyncio.wait(writes, return_when=asyncio.FIRST_COMPLETED)
         refused(done.pop().result(), 503, "overloaded", None)
         assert len(waiting) == 2
@@ -294,7 +300,7 @@ async def test_writes_that_wait_leave_half_of_the_gateway_to_searches(prefix: st
         release.set()
         assert (await search).status_code == 200
         assert [(await write).status_code for write in waiting] == [200, 200]
-        assert (await client.put("/v1/items", json=items)).status_code == 200
+        assert (await client.request(method, path, json=body)).status_code == 200
 
 
 async def waits(event: asyncio.Event) -> None:
@@ -328,6 +334,14 @@ async def test_the_deadline_answers_504_and_cancels_the_work() -> None:
     async with client_of(backend, timeout_s=0.05) as client:
         refused(await client.post("/v1/search", json=BOTH), 504, "deadline_exceeded", None)
     assert cancelled.is_set()
+
+
+async def test_looking_for_the_model_and_embedding_share_a_deadline() -> None:
+    backend = FakeBackend()
+    backend.before = lambda: asyncio.sleep(0.3)
+    async with client_of(backend, timeout_s=0.5) as client:
+        refused(await client.post(EMBED[1], json={**EMBED[2], "input": "soup"}), 504, "deadline_exceeded", None)
+        assert backend.embedded == [("soup", None)]
 
 
 async def test_an_unexpected_error_tells_the_client_nothing() -> None:

@@ -8,13 +8,14 @@ import base64
 from sidray.serving.embedding_schemas import Embedding, EmbeddingsRequest, EmbeddingsResponse, TextOrImage, Usage
 from sidray.serving.messages import Embedded, Refusal, Vector
 from sidray.serving.problems import ApiError
-from sidray.serving.schemas import Model
 from sidray.serving.service import Service, accepted, check_length, deadline
+from sidray.serving.traffic import Traffic
 
 
-async def embeddings(service: Service, model: Model, request: EmbeddingsRequest) -> EmbeddingsResponse:
-    """By a run and its model. ApiError 400 for a dimension that it does not have."""
-    async with deadline(service.settings.write_timeout_s):
+async def embeddings(traffic: Traffic, request: EmbeddingsRequest) -> EmbeddingsResponse:
+    """By the run that has the model. ApiError 400 for a dimension that it does not have."""
+    async with deadline(traffic.settings.write_timeout_s):
+        service, model = await traffic.with_model(request.model)
         if request.dimensions not in (None, model.dimension):
             message = f"{model.id} was trained for {model.dimension} dimensions alone"
             raise ApiError(Refusal(400, "unsupported_dimensions", message, "dimensions"))

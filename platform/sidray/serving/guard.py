@@ -30,15 +30,16 @@ _UNEXPECTED = Refusal(500, "internal_error", "an unexpected error; the service's
 
 class Guard:
     """ASGI middleware. Requests count and need a key; only probes, the page and the API's description always pass.
-    Writes may be half of them: they wait for a writer that is being replaced, and searches go on beside them."""
+    Writes and embeddings may be half of them: a writer that is being replaced holds up the ones, their length the
+    others, and searches go on beside them."""
 
     def __init__(self, app: ASGIApp, max_in_flight: int, keys: Keys) -> None:
         self.app = app
         self.max_in_flight = max_in_flight
         self.keys = keys
         self.in_flight = 0
-        self.max_writes = max(1, max_in_flight // 2)
-        self.writes = 0
+        self.max_slow = max(1, max_in_flight // 2)
+        self.slow = 0
         self.body_bytes = 0  # received, of requests in flight
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -46,21 +47,21 @@ class Guard:
             await self.app(scope, receive, send)
             return
         path = _route_path(scope)
-        scope, write = _encoded_ids(scope, path), _is_write(scope["method"], path)
+        scope, slow = _encoded_ids(scope, path), _is_slow(scope["method"], path)
         if path in _PUBLIC:
             await _guarded(self.app, scope, receive, send)
-        elif self.in_flight >= self.max_in_flight or (write and self.writes >= self.max_writes):
+        elif self.in_flight >= self.max_in_flight or (slow and self.slow >= self.max_slow):
             await response(overloaded())(scope, receive, send)
         elif refusal := self.keys.refusal(Headers(scope=scope).get("authorization", "")):
             await response(refusal)(scope, receive, send)
         else:
             self.in_flight += 1
-            self.writes += write
+            self.slow += slow
             try:
                 await _guarded(self._with_body, scope, receive, send)
             finally:
                 self.in_flight -= 1
-                self.writes -= write
+                self.slow -= slow
 
     async def _with_body(self, scope: Scope, receive: Receive, send: Send) -> None:
         """A body that comes too slowly ends its connection; the rest of one that is too large is skipped unread."""
@@ -135,8 +136,9 @@ def _encoded_ids(scope: Scope, path: str) -> Scope:
     return {**scope, "path": scope["path"].removesuffix(path) + _ITEMS + item}
 
 
-def _is_write(method: str, path: str) -> bool:
-    return method in ("PUT", "DELETE") or path == "/v1/events"
+def _is_slow(method: str, path: str) -> bool:
+    """What has `write_timeout_s` to answer."""
+    return method in ("PUT", "DELETE") or path in ("/v1/events", "/v1/embeddings")
 
 
 def _declared(scope: Scope) -> int:

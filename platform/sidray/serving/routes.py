@@ -114,7 +114,7 @@ async def similar(body: SimilarRequest, chosen: ChosenOf) -> SimilarResponse:
 @router.post("/v1/embeddings")
 async def embeddings(body: EmbeddingsRequest, traffic: TrafficOf) -> EmbeddingsResponse:
     """Query vectors of texts and pictures, in OpenAI's shape."""
-    return await embedding_service.embeddings(*await traffic.with_model(body.model), body)
+    return await embedding_service.embeddings(traffic, body)
 
 
 @router.put("/v1/items")

@@ -120,9 +120,9 @@ class WriterSettings(ReplicaSettings):
 
 
 class GatewaySettings(DeploymentSettings):
-    """A replica answers `max_ongoing` requests at once, half of them writes, and refuses the next with 503; `timeout_s`
-    is each one's deadline (504), `write_timeout_s` that of writes and embeddings. `keys`: URI of a file of API keys,
-    "": none are asked for; each key may send `requests_per_s` to a replica, 0: any number."""
+    """A replica answers `max_ongoing` requests at once, half of them writes and embeddings, and refuses the next with
+    503; `timeout_s` is each one's deadline (504), `write_timeout_s` that of writes and embeddings. `keys`: URI of a
+    file of API keys, "": none are asked for; each key may send `requests_per_s` to a replica, 0: any number."""
 
     max_ongoing: Count = 128
     timeout_s: Annotated[float, Field(gt=0)] = 10.0

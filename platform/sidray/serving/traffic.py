@@ -58,7 +58,7 @@ class Traffic:
 
     def __init__(self, connect: Callable[[str], Awaitable[Backend]], settings: GatewaySettings, shares: Shares) -> None:
         self._connect = connect
-        self._settings = settings
+        self.settings = settings
         self._services: dict[str, Service] = {}
         self._asked: dict[str, float] = {}  # when a run was last asked what it is
         self._copies: set[asyncio.Task[None]] = set()
@@ -108,8 +108,8 @@ class Traffic:
 
     async def with_model(self, name: str) -> tuple[Service, Model]:
         """The run whose model or name that is. Others are asked when it is not the primary's: they may be away.
-        ApiError 404 when none of those that answer has it."""
-        found = [await self._model(self.shares.primary, self._settings.write_timeout_s)]  # may wait behind others
+        ApiError 404 when none of those that answer has it. It has no deadline: the primary may wait behind others."""
+        found = [await self._model(self.shares.primary, None)]
         if name not in _names(found[0][1]):
             found += await self._other_models()
         for service, model in found:
@@ -127,7 +127,7 @@ class Traffic:
                 raise answer
         return [answer for answer in answers if not isinstance(answer, BaseException)]
 
-    async def _model(self, name: str, seconds: float = READY_S) -> tuple[Service, Model]:
+    async def _model(self, name: str, seconds: float | None = READY_S) -> tuple[Service, Model]:
         service = await self._of(name)
         try:
             async with asyncio.timeout(seconds):
@@ -172,7 +172,7 @@ class Traffic:
                     backend = await self._connect(name)
             except TimeoutError as error:
                 raise ApiError(overloaded(f"run {name} is not up yet")) from error
-            self._services[name] = Service(backend, self._settings)
+            self._services[name] = Service(backend, self.settings)
             self._asked[name] = time.monotonic()
         elif time.monotonic() - self._asked[name] > KNOWN_S:
             self._asked[name] = time.monotonic()
