@@ -30,6 +30,7 @@ from sidray.serving.shards import Shards
 
 ATTEMPTS = 2  # every call may run twice: reads change nothing, a repeated write writes the same
 INPUTS_PER_CALL = 32  # of a list: its parts share out over the replicas, and none holds one up for long
+PARTS = 8  # of lists on their way at once, from a process to an embedder: a search queues behind no more of them
 T = TypeVar("T")
 
 
@@ -75,6 +76,7 @@ class HandleBackend:
     def __init__(self, info: RunInfo, handle: Callable[[str], DeploymentHandle[Any]]) -> None:
         self._handle = handle
         self._run, self._embedder, self._writer = handle("Run"), handle("Embedder"), handle("Writer")
+        self._bulk = InParts(self._embedder)
         self._be(info)
 
     @classmethod
@@ -101,7 +103,7 @@ class HandleBackend:
         return answer
 
     async def embed_all(self, inputs: list[tuple[str, bytes | None]]) -> list[Embedded | Refusal]:
-        parts = await asyncio.gather(*(call(self._embedder.embed_all, part) for part in _parts(inputs)))
+        parts: list[list[Embedded | Refusal]] = await self._bulk.call("embed_all", inputs)
         return [answer for part in parts for answer in part]
 
     async def put(self, items: list[NewItem]) -> int | Refusal:
@@ -121,9 +123,25 @@ class HandleBackend:
         return answer
 
 
-async def encode_items(embedder: DeploymentHandle[Any], items: list[NewItem]) -> EncodedItems:
+class InParts:
+    """Long lists for an embedder, PARTS of them at a time: the others wait here, not before searches in its queue."""
+
+    def __init__(self, embedder: DeploymentHandle[Any]) -> None:
+        self._embedder = embedder
+        self._free = asyncio.Semaphore(PARTS)
+
+    async def call(self, method: str, values: list[Any]) -> list[Any]:
+        """The answers to all parts, in order. ApiError 503 as above."""
+        return await asyncio.gather(*(self._call(method, part) for part in _parts(values)))
+
+    async def _call(self, method: str, part: list[Any]) -> Any:
+        async with self._free:
+            return await call(getattr(self._embedder, method), part)
+
+
+async def encode_items(embedder: InParts, items: list[NewItem]) -> EncodedItems:
     """The writer's way to the embedder. ApiError 503 as above."""
-    parts: list[EncodedItems] = await asyncio.gather(*(call(embedder.encode_items, part) for part in _parts(items)))
+    parts: list[EncodedItems] = await embedder.call("encode_items", items)
     vectors = np.concatenate([part.vectors for part in parts])
     return EncodedItems(vectors, [sids for part in parts for sids in part.sids], parts[0].model_key)
 

@@ -11,7 +11,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sidray.finished import RunFolder
 from sidray.retrieval.collection import Collection
-from sidray.serving.handles import encode_items
+from sidray.serving.handles import InParts, encode_items
 from sidray.serving.priority import give_way
 from sidray.serving.settings import WriterSettings
 from sidray.serving.writer import Writer
@@ -20,7 +20,7 @@ from sidray.serving.writer import Writer
 class WriterReplica(Writer):
     def __init__(self, run: RunFolder, settings: WriterSettings, embedder: DeploymentHandle[Any]) -> None:
         give_way()
-        super().__init__(run, settings, functools.partial(encode_items, embedder), _fold_elsewhere)
+        super().__init__(run, settings, functools.partial(encode_items, InParts(embedder)), _fold_elsewhere)
 
 
 async def _fold_elsewhere(run: RunFolder) -> None:
