@@ -152,7 +152,7 @@ class Traffic:
 
     async def _shadowed(self, name: str, work: Callable[[Service], Awaitable[object]]) -> None:
         try:
-            async with deadline(self._settings.write_timeout_s):
+            async with deadline(self.settings.write_timeout_s):
                 await work(await self._of(name))
         except ApiError as error:
             _LOGGER.warning("shadow %s: %s", name, error.refusal.message)
