@@ -32,7 +32,8 @@ class TextSettings(Settings):
     """`eos`: the state at EOS, of an MLRM at the compressed word (the papers); `mean`: over the tokens, which few
     trained layers learn faster."""
     max_tokens: Positive = 64
-    """Tokens of an item, EOS included; its fields are cut from the end."""
+    """Tokens of an item, EOS included; its fields are cut from the end. Of an MLRM those of its longest prompt: the
+    others give a note's text as much room."""
     max_query_tokens: Positive = 32
     """Tokens of a query, EOS included."""
 
