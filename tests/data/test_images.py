@@ -6,8 +6,11 @@ import io
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
+from sidray.data import images
 from sidray.data.images import ImageError, check_image, decode_rgb
 from tests.data.makers import animation, bomb, noise, picture
 
@@ -124,3 +127,19 @@ def test_broken_exif_does_not_cost_the_photo() -> None:
     Image.new("RGB", (16, 16), (9, 9, 9)).save(out, "JPEG", exif=b"Exif\0\0no TIFF header")
     assert check_image(out.getvalue()) is None
     assert decode_rgb(out.getvalue(), 16).max() < 20
+
+
+@given(mode=st.sampled_from(["RGBA", "LA", "PA", "P"]), width=st.integers(1, 9), height=st.integers(1, 9))
+def test_what_is_transparent_becomes_white_whatever_the_strips(mode: str, width: int, height: int) -> None:
+    values = np.random.default_rng(width + 9 * height).integers(0, 256, (height, width, 4), np.uint8)
+    image = Image.fromarray(values, "RGBA")
+    if mode == "P":
+        image = image.convert("RGB").quantize(8)
+        image.info["transparency"] = 3
+    elif mode != "RGBA":
+        image = image.convert("LA").convert(mode)
+    layer = image.convert("RGBA")
+    whole = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(images, "_STRIP", 2)
+        assert images._on_white(image).tobytes() == whole.tobytes()

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 MAX_PIXELS = 50_000_000
+_STRIP = 256  # lines that are composited at a time: whole, a picture would be held five times
 _FORMATS = ("JPEG", "PNG", "WEBP")
 
 
@@ -101,6 +102,9 @@ def _on_white(image: Image.Image) -> Image.Image:
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if not image.has_transparency_data:
         return image if image.mode == "RGB" else image.convert("RGB")
-    layer = image.convert("RGBA")
-    white = Image.new("RGBA", layer.size, "white")
-    return Image.alpha_composite(white, layer).convert("RGB")
+    opaque = Image.new("RGB", image.size)
+    for top in range(0, image.height, _STRIP):
+        layer = image.crop((0, top, image.width, min(top + _STRIP, image.height))).convert("RGBA")
+        white = Image.new("RGBA", layer.size, "white")
+        opaque.paste(Image.alpha_composite(white, layer).convert("RGB"), (0, top))
+    return opaque
