@@ -1,10 +1,9 @@
 # `make` alone lists what there is. Each other target but `clean` makes .venv first when it is not there.
 # EXTRAS: of the package, to install there: `make demo EXTRAS=gpu,demo` on a machine with a GPU. They are remembered, and
-# another value installs anew. pip compiles no module: the first import does, and most are never imported.
+# another value installs anew.
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := --quiet --disable-pip-version-check --no-compile
 EXTRAS ?= $(shell cat $(VENV)/.extras 2>/dev/null || echo cpu,demo)
 SIZE ?= small
 SEEDS ?= 3
@@ -25,12 +24,12 @@ $(VENV)/.extras: .FORCE  # newer only when EXTRAS are others; `cpu` and `gpu` bo
 
 $(VENV)/.installed-run: pyproject.toml $(VENV)/.extras
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install $(PIP) -e '.[$(EXTRAS)]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[$(EXTRAS)]'
 	touch $@
 
 $(VENV)/.installed-dev: pyproject.toml $(VENV)/.extras
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install $(PIP) -e '.[$(EXTRAS),dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[$(EXTRAS),dev]'
 	touch $(VENV)/.installed-run $@
 
 demo: $(VENV)/.installed-run  ## SMGR, its baselines and a text-only dual tower on the embedded catalogue
