@@ -128,5 +128,9 @@ def full_state(model: TrainedModel, optimizer: Any) -> dict[str, Tensor]:
 
 def _whole_masters(optimizer: Any) -> dict[nn.Parameter, Tensor]:
     """bf16 parameter -> its fp32 master, where DeepSpeed keeps them whole: without ZeRO."""
-    pairs = zip(getattr(optimizer, "fp16_groups", []), getattr(optimizer, "fp32_groups", []), strict=True)
+    from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
+
+    if not isinstance(optimizer, FP16_UnfusedOptimizer):  # those of ZeRO have groups of these names, cut into parts
+        return {}
+    pairs = zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True)
     return {low: high for lows, highs in pairs for low, high in zip(lows, highs, strict=True)}
