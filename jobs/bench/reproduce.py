@@ -5,9 +5,10 @@
 Every row is a row of a recipe (reproduce-*): its steps are kept under the root and are not computed twice, so the same
 command goes on where it was killed. One seed of every table comes first, then the others. After each table the report
 is written anew: report.md, results.json, pictures and, in ranks/, what each row found; rows that are not there yet say
-so, but a data set stays as it is as long as rows would leave the report. --missing: only rows that ranks/ does not
-have, so that seeds of several machines come into one report. --data: the folder of the H&M articles; without it their
-tables stay as they are. --only-report: from what is done, computing no row.
+so, but a data set stays as it is, and the report says that it is of earlier code, as long as rows would leave it.
+--missing: only rows that ranks/ does not have, so that seeds of several machines come into one report. --data: the
+folder of the H&M articles; without it their tables stay as they are. --only-report: from what is done, computing no
+row.
 """
 
 from __future__ import annotations
@@ -116,6 +117,7 @@ def write(spec: Spec, benches: Benches, seeds: int, out: Path) -> None:
             found = {name: table_results(each, spec.systems[system], bench, seeds) for name, each in tables.items()}
             if lost := _lost(results["tables"], found, data):
                 say(f"{system} on {data} stays as it is in the report: {len(lost)} rows are missing, first {lost[0]}")
+                results["made"][system][data]["lost"] = len(lost)
                 continue
             for name, table in tables.items():
                 results["tables"].setdefault(name, {})[data] = found[name] | {"sizes": part_sizes(table.parts, bench)}

@@ -61,7 +61,12 @@ def _made(spec: Spec, results: Found) -> str:
                 commits.setdefault(f"{one['machine']} with {versions}", []).append(one["commit"])
             told = "; ".join(f"{what}, of commit {', '.join(those)}" for what, those in commits.items())
             hours = f"{made['wall_s'] / 3600:.1f} h on "
-            lines.append(f"- {_TITLES[system]} on {data}: {hours}{told}")
+            lost = (
+                f". **Of earlier code or other data: {made['lost']} rows are to be computed again**"
+                if made.get("lost")
+                else ""
+            )
+            lines.append(f"- {_TITLES[system]} on {data}: {hours}{told}{lost}")
     return "\n".join(lines)
 
 

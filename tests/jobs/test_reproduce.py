@@ -248,6 +248,14 @@ def test_it_reads_what_a_run_left(debug_run: str, spec: Spec, tmp_path: Path) ->
     assert (tmp_path / "report.md").read_text() == report
     assert json.loads((tmp_path / "results.json").read_text()) == everything
 
+    # Where its rows are not to be had, it stays and says so: as after a change of the code.
+    none = open_bench("smgr-debug", [f"runs.root={elsewhere}"], Kept(tmp_path, "none"), lambda line: None)
+    reproduce.write(spec, {"smgr": {"pictograms": none}, "notellm2": {}}, 2, tmp_path)
+    assert json.loads((tmp_path / "results.json").read_text())["tables"] == everything["tables"]
+    assert "rows are to be computed again" in (tmp_path / "report.md").read_text()
+    reproduce.write(spec, {"smgr": {"pictograms": again}, "notellm2": {}}, 2, tmp_path)
+    assert (tmp_path / "report.md").read_text() == report
+
 
 ABOUT: dict[str, Any] = {"key": "k1", "train_s": 1.5}
 
