@@ -61,12 +61,9 @@ def _made(spec: Spec, results: Found) -> str:
                 commits.setdefault(f"{one['machine']} with {versions}", []).append(one["commit"])
             told = "; ".join(f"{what}, of commit {', '.join(those)}" for what, those in commits.items())
             hours = f"{made['wall_s'] / 3600:.1f} h on "
-            lost = (
-                f". **Of earlier code or other data: {made['lost']} rows are to be computed again**"
-                if made.get("lost")
-                else ""
-            )
-            lines.append(f"- {_TITLES[system]} on {data}: {hours}{told}{lost}")
+            lines.append(f"- {_TITLES[system]} on {data}: {hours}{told}")
+            if lost := made.get("lost"):
+                lines[-1] += f". **Its numbers are of earlier code or other data until {lost} rows are computed again**"
     return "\n".join(lines)
 
 

@@ -26,7 +26,7 @@ from sidray.embedding.note_runtime import NoteModel
 from sidray.embedding.runtime import RunModel
 from sidray.errors import UserError
 from sidray.finished import RunFolder
-from sidray.models.image import VisionTower
+from sidray.models.image import PREPROCESSOR, VisionTower
 from sidray.models.mlrm import IMG_EMB
 from sidray.models.text import decoder_of
 from sidray.models.trained import TrainedModel, save_trained, trained_state
@@ -130,7 +130,7 @@ def _export_image(image: torch.nn.Module | None, run: RunFolder, folder: Path) -
     source = storage.local_folder(run.output("image-weights"))
     if isinstance(image, VisionTower):
         image.model.save_pretrained(str(folder), safe_serialization=True)
-        preprocessor = source / "preprocessor_config.json"
+        preprocessor = source / PREPROCESSOR
         if preprocessor.exists():
             shutil.copy(preprocessor, folder)
         return

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import functools
+import json
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -157,3 +159,14 @@ def refused(answer: httpx.Response, status: int, code: str, param: str | None) -
     assert set(answer.json()) == {"error"}
     assert error.message
     assert "Traceback" not in answer.text
+
+
+async def search(body: Any, backend: FakeBackend | None = None) -> httpx.Response:
+    """`body`: JSON values, or text that is sent as it is (NaN and half surrogates have no other way)."""
+    content = body if isinstance(body, str | bytes) else json.dumps(body)
+    async with client_of(backend or FakeBackend()) as client:
+        return await client.post("/v1/search", content=content, headers={"Content-Type": "application/json"})
+
+
+async def waits(event: asyncio.Event) -> None:
+    await event.wait()

@@ -66,10 +66,10 @@ def start_standards(model: Mlrm, fetch: NoteFetch) -> None:
         if notes.image is not None and grid is not None and model.whole is not None:
             wholes.append(model.whole.normalise(model.whole_of(grid))[notes.image.present])
         if notes.text is not None:
-            compressed = model.compressed(notes.text, grid).unbind(1)
-            pictured = (notes.text.ids == model.base).any(1)  # with mICL: there is an n_v
-            for found, word in zip(words, compressed, strict=True):
-                found.append(word[pictured] if model.note.micl and word is compressed[0] else word)
+            *visual, multimodal = model.compressed(notes.text, grid).unbind(1)
+            has_visual = (notes.text.ids == model.base).any(1)  # [b]: there is an n_v
+            for found, word in zip(words, [*(n_v[has_visual] for n_v in visual), multimodal], strict=True):
+                found.append(word)
     if model.whole is not None and wholes:
         model.whole.standard.fit(torch.cat(wholes))
     for standard, values in zip(model.standards, words, strict=True):

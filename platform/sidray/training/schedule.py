@@ -84,10 +84,10 @@ class Schedule:
         are those without a train click."""
         if self.rows == "items":
             rows = self.catalogue.held_out_items
-        elif self.rows == "pairs":
-            rows = np.unique(self.catalogue.pairs("valid")["pair_row"].to_numpy().astype(np.int64))
         else:
-            rows = np.unique(self.catalogue.clicks("valid")["click_row"].to_numpy().astype(np.int64))
+            pairs = self.rows == "pairs"
+            table = self.catalogue.pairs("valid") if pairs else self.catalogue.clicks("valid")
+            rows = np.unique(table["pair_row" if pairs else "click_row"].to_numpy().astype(np.int64))
         rows = np.random.default_rng(0).permutation(rows)[:limit]
         share = len(rows) // self.workers
         return rows[rank * share : (rank + 1) * share]
