@@ -121,15 +121,17 @@ def test_every_row_gets_what_smgr_gives_its_tasks(name: str) -> None:
         assert [stage.name for stage in rows[label].stages] == order, "appendix D"
     whole, pretrained = _epochs(recipe, sid_stages=True), _epochs(recipe, sid_stages=False)
     for label, row in variants.items():
-        wanted = pretrained if label in {*ORDERS, "joint", "random"} else whole
+        wanted = pretrained if label in {*ORDERS, "joint", "random", "joint-no-pictures"} else whole
         if not label.endswith("-long"):
             found = _epochs(row, sid_stages=True)
             assert found == pytest.approx({task: wanted[task] for task in found}), label
     stages = [stage for row in rows.values() for stage in (*row.stages, *row.sid_stages)]
     assert {stage.rows for stage in stages} == {"items"}, "an epoch is as many samples for every task"
     assert len({stage.batch_size for stage in stages}) == 1
-    for label, stages in {"dual-tower-long": [*recipe.stages, *recipe.sid_stages], "joint-long": recipe.stages}.items():
-        assert sum(stage.epochs for stage in variants[label].stages) == pytest.approx(sum(s.epochs for s in stages))
+    smgr = [*recipe.stages, *recipe.sid_stages]
+    for label, stages in {"dual-tower-long": smgr, "mtiger-long": smgr, "joint-long": recipe.stages}.items():
+        found = [*variants[label].stages, *variants[label].sid_stages]
+        assert sum(stage.epochs for stage in found) == pytest.approx(sum(stage.epochs for stage in stages)), label
 
 
 def _epochs(recipe: Recipe, sid_stages: bool) -> dict[str, float]:
@@ -152,7 +154,7 @@ def test_the_rows_of_smgr_share_what_they_have_in_common() -> None:
     recipe, variants, _ = load_recipe("reproduce-hm", ["data.folder=x"])
     graphs = {label: build_graph(each.with_seeds()[0]) for label, each in {"smgr": recipe, **variants}.items()}
     for rows in (
-        ["joint", "random", "mtiger", "tiger"],
+        ["joint", "random", "joint-no-pictures", "mtiger", "tiger"],
         ["smgr", "shuffled-sids", "no-sids", "sids-text", "tasks-causal"],
     ):
         assert len({graphs[label]["pretrained-towers"].key for label in rows}) == 1
@@ -265,3 +267,14 @@ def test_nothing_to_predict_without_sids() -> None:
 def test_towers_do_not_learn_from_pairs() -> None:
     with pytest.raises(UserError, match=r"a model without model\.note has query2item"):
         load_recipe("smgr-hm", ["data.folder=x", "stages=[{name: s, tasks: {note2note: 1}}]"])
+
+
+def test_no_two_stages_draw_alike() -> None:
+    """Of one seed; the same stage of two variants does."""
+    recipe, variants, _ = load_recipe("reproduce-pictograms", [])
+    one, other = (each.with_seeds()[0] for each in (recipe, variants["order1"]))
+    draws = {stage.name: stage.draws for stage in (*one.stages, *one.sid_stages)}
+    assert len(set(draws.values())) == len(draws) == 6
+    assert {stage.name: stage.draws for stage in other.stages} == {s.name: draws[s.name] for s in other.stages}
+    again = recipe.with_seeds()[1]
+    assert not {stage.draws for stage in (*again.stages, *again.sid_stages)} & set(draws.values())

@@ -18,14 +18,15 @@ Found = Mapping[str, Any]
 _HOW = (
     "Every table of the paper stands beside ours with the same rows. Our data stand for the papers', which are not "
     "public, and our models are small: compare differences between rows, not numbers. Numbers are in %; of several "
-    "seeds the mean ± their standard deviation. p is of a paired test over the test clicks (bootstrap by query) or "
-    "pairs (randomisation by query note), each counted with its mean over the seeds; with three seeds or more also of "
-    "a paired t-test over them, as in SMGR's paper, and a difference counts when both say so. Settings were chosen on "
-    "the validation split."
+    "seeds the mean ± their standard deviation, over the seeds that all rows of a table have. p is of a paired test "
+    "over the test clicks (bootstrap by query) or pairs (those with a common note are dependent), each counted with "
+    "its mean over the seeds; with three seeds or more also of a paired t-test over them, as in SMGR's paper, and a "
+    "difference counts when both say so. Settings were chosen on the validation split."
 )
 
 
 _HOLDS = re.compile(r"holds( \(.*\))?")
+_NEW = {"not_run": "not computed yet"}  # a row that came after these results
 _TITLES = {"smgr": "SMGR", "notellm2": "NoteLLM-2"}
 
 
@@ -77,7 +78,7 @@ def _summary(spec: Spec, results: Found) -> str:
                     table.title.split(":")[0],
                     data,
                     claim["says"],
-                    claim.get("verdict") or f"not tested: {claim['not_tested']}",
+                    _verdicts(claim),
                 ]
                 for claim in found["claims"]
                 if claim["expect"] != "number"
@@ -93,11 +94,12 @@ def _table(table: Table, system: System, data: str, found: Found) -> list[str]:
         if size is None:
             out.append(f"**{escaped(heading)}**: {data} has no such part.")
             continue
-        lines = [_line(name, table, found["rows"][name], part.name, place, system) for name in table.rows]
+        lines = [_line(name, table, found["rows"].get(name, _NEW), part.name, place, system) for name in table.rows]
         columns = ["row", "seeds", *(cell for title in system.metrics for cell in _headings(title, table))]
         out += [f"**{escaped(heading)}** ({size:,} of the test split)", markdown_table(columns, lines)]
     out.append("\n".join(f"- {_sentence(claim)}" for claim in found["claims"]))
-    failing = any(not _HOLDS.fullmatch(claim["verdict"]) for claim in found["claims"] if claim.get("verdict"))
+    verdicts = [test["verdict"] for claim in found["claims"] for test in claim.get("tests", ())]
+    failing = any(not _HOLDS.fullmatch(verdict) for verdict in verdicts if verdict)
     if failing and data in table.why:
         out.append(f"Why: {table.why[data]}")
     return out
@@ -127,28 +129,50 @@ def _spread(values: list[float]) -> str:
     return f"{np.mean(values):.2f}{spread}"
 
 
+def _verdicts(claim: Found) -> str:
+    """For a cell: by metric, where there are several."""
+    if "not_tested" in claim:
+        return f"not tested: {claim['not_tested']}"
+    tests = claim["tests"]
+    return "; ".join(f"{_short(test)}: {test['verdict']}" if len(tests) > 1 else test["verdict"] for test in tests)
+
+
 def _sentence(claim: Found) -> str:
     """The claim and what became of it; every number is measured."""
     if "not_tested" in claim:
-        return escaped(f"{_quoted(claim)}: not tested, {claim['not_tested']}.")
-    test, (first, second) = claim["test"], claim["means"]
-    metric = claim["metric"].replace("recall", "R")
-    over = claim.get("over_seeds")
-    seeds = f"; over seeds p = {over['p']:.4f}" if over else ""
-    numbers = (
-        f"{metric} of {claim['first']}: {first:.2f}, of {claim['second']}: {second:.2f}; {test['difference']:+.2f} "
-        f"points ({test['low']:+.2f} to {test['high']:+.2f}), p = {test['p']:.4f}{seeds}"
-    )
-    says = (
-        f"{_quoted(claim)} {claim['verdict']}."
-        if claim["verdict"]
-        else f"{claim['says'][0].upper()}{claim['says'][1:]}."
-    )
-    return escaped(f"{says} {numbers}.")
+        return escaped(f"The claim “{claim['says']}”: not tested, {claim['not_tested']}.")
+    if claim["expect"] == "number":
+        return escaped(f"{claim['says'][0].upper()}{claim['says'][1:]}. {_numbers(claim, claim['tests'])}.")
+    verdicts: dict[str, list[Found]] = {}
+    for test in claim["tests"]:
+        verdicts.setdefault(test["verdict"], []).append(test)
+    several = len(claim["tests"]) > 1
+    said = []
+    for verdict, tests in verdicts.items():
+        at = f"At {_and([_short(test) for test in tests])} the" if several else "The"
+        said.append(f"{at} claim “{claim['says']}” {verdict}. {_numbers(claim, tests)}.")
+    return escaped(" ".join(said))
 
 
-def _quoted(claim: Found) -> str:
-    return f"The claim “{claim['says']}”"
+def _numbers(claim: Found, tests: Iterable[Found]) -> str:
+    """What was measured by each metric."""
+    out = []
+    for each in tests:
+        test, (first, second), over = each["test"], each["means"], each.get("over_seeds")
+        seeds = f"; over seeds p = {over['p']:.4f}" if over else ""
+        out.append(
+            f"{_short(each)} of {claim['first']}: {first:.2f}, of {claim['second']}: {second:.2f}; "
+            f"{test['difference']:+.2f} points ({test['low']:+.2f} to {test['high']:+.2f}), p = {test['p']:.4f}{seeds}"
+        )
+    return ". ".join(out)
+
+
+def _short(test: Found) -> str:
+    return str(test["metric"]).replace("recall", "R")
+
+
+def _and(words: list[str]) -> str:
+    return " and ".join(part for part in (", ".join(words[:-1]), words[-1]) if part)
 
 
 def _figure_sentence(says: str, why: Mapping[str, str], data: str, found: Found) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-from reproduce_rows import BASELINES, Bench
+from reproduce_rows import SEEDLESS, Bench
 from reproduce_spec import Claim, Part, Row, System, Table
 
 from sidray.evaluation.metrics import Values
@@ -24,16 +24,20 @@ Found = dict[str, Any]
 
 
 def table_results(table: Table, system: System, bench: Bench, seeds: int) -> Found:
-    """rows: name -> {values, seeds, costs} or {not_run}; claims: each with its test and verdict."""
-    rows = {name: _row(row, table, system, bench, seeds) for name, row in table.rows.items()}
+    """rows: name -> {values, seeds, costs} or {not_run}, of the seeds that all have; claims: each with its tests."""
+    there = [row.ours for row in table.rows.values() if row.ours and bench.done(row.ours, seeds)]
+    common = _common(bench, there, seeds)
+    rows = {name: _row(row, table, system, bench, seeds, common) for name, row in table.rows.items()}
     claims = [_claim(claim, table, system, bench, seeds) for claim in table.claims]
     return {"rows": rows, "claims": claims}
 
 
-def _row(row: Row, table: Table, system: System, bench: Bench, seeds: int) -> Found:
+def _row(row: Row, table: Table, system: System, bench: Bench, seeds: int, common: list[int]) -> Found:
     if reason := _missing(row, bench, seeds):
         return {"not_run": reason}
-    done = bench.done(row.ours, seeds)
+    done = [0] if row.ours in SEEDLESS else common
+    if not done:
+        return {"not_run": NOT_YET}
     values: dict[str, dict[str, list[float]]] = {}
     for title, metric in system.metrics.items():
         found = [bench.values(row.ours, metric, seed) for seed in done]
@@ -74,25 +78,32 @@ def _claim(claim: Claim, table: Table, system: System, bench: Bench, seeds: int)
     pair = [table.rows[claim.first], table.rows[claim.second]]
     if reasons := [reason for row in pair if (reason := _missing(row, bench, seeds))]:
         return out | {"not_tested": reasons[0]}
-    values = _paired(bench, [row.ours for row in pair], system.metric, seeds)
-    if not values[0]:
+    labels = [row.ours for row in pair]
+    if not _common(bench, labels, seeds):
         return out | {"not_tested": "no seed is done of both rows"}
+    return out | {"tests": [_test(claim.expect, bench, labels, metric, seeds) for metric in system.tested]}
+
+
+def _test(expect: str, bench: Bench, labels: list[str], metric: str, seeds: int) -> Found:
+    """The first label against the second one."""
+    values = _paired(bench, labels, metric, seeds)
     means = [np.mean(list(each.values()), axis=0) for each in values]
-    test = _points(bench.compare(*means))
-    out |= {"metric": system.metric, "means": [100 * float(mean.mean()) for mean in means], "test": test._asdict()}
-    over = _over_seeds(values[0], values[1])
+    test, over = _points(bench.compare(*means)), _over_seeds(values[0], values[1])
+    out: Found = {"metric": metric, "means": [100 * float(mean.mean()) for mean in means], "test": test._asdict()}
     out |= {} if over is None else {"over_seeds": over._asdict()}
-    return out | {"verdict": verdict(claim.expect, test, over, len(values[0]))}
+    return out | {"verdict": verdict(expect, test, over, len(values[0]))}
+
+
+def _common(bench: Bench, labels: Iterable[str], seeds: int) -> list[int]:
+    """The seeds that are done of all rows; those without a seed are the same for all."""
+    done = [set(bench.done(label, seeds)) for label in labels if label not in SEEDLESS]
+    return sorted(set.intersection(*done)) if done else [0]
 
 
 def _paired(bench: Bench, labels: list[str], metric: str, seeds: int) -> list[dict[int, Values]]:
-    """The values of both rows by the seeds that both have; a baseline, which has no seed, is the same for all."""
-    done = [set(bench.done(label, seeds)) for label in labels if label not in BASELINES]
-    both = set.intersection(*done) if done else {0}
-    return [
-        {seed: bench.values(label, metric, 0 if label in BASELINES else seed) for seed in sorted(both)}
-        for label in labels
-    ]
+    """The values of both rows by the seeds that both have."""
+    both = _common(bench, labels, seeds)
+    return [{seed: bench.values(label, metric, 0 if label in SEEDLESS else seed) for seed in both} for label in labels]
 
 
 def _points(test: Comparison) -> Comparison:
@@ -109,15 +120,19 @@ def _over_seeds(first: dict[int, Values], second: dict[int, Values]) -> Comparis
 
 
 def verdict(expect: str, test: Comparison, over: Comparison | None = None, seeds: int = 1) -> str:
-    """What the tests say of the claim: it follows from difference, interval and p alone; in points. `test` resamples
-    the test split and knows nothing of other runs: `over` the seeds, where there are enough, a difference must be more
-    than chance as well; with fewer the verdict says how many there are."""
+    """What the tests say of the claim: it follows from differences, intervals and p alone; in points. `test` is of the
+    test split and knows nothing of other runs: `over` the seeds, where there are enough, must say so, too; with fewer
+    the verdict says how many there are."""
     found = _on_the_split(expect, test)
-    if expect not in ("above", "below") or not test.significant:
+    if not found:
         return found
     if over is None:
         return f"{found} (of {seeds} seed{'s' * (seeds > 1)})"
-    return found if over.significant else f"{found}, on this test split: runs of other seeds differ as much"
+    if expect == "equal":
+        sure = found != "holds" or (over.low > -EQUAL and over.high < EQUAL)
+    else:
+        sure = over.significant or not test.significant
+    return found if sure else f"{found}, on this test split: runs of other seeds differ as much"
 
 
 def _on_the_split(expect: str, test: Comparison) -> str:

@@ -21,18 +21,18 @@ from sidray.data.catalogue import Catalogue
 from sidray.evaluation.metrics import Ints, Ranks, Values, ndcg, recall
 from sidray.evaluation.pairs import Pairs, pair_subsets
 from sidray.evaluation.protocol import HIGH_FREQUENCY, OTHER, POPULAR, load_ranks, query_frequency, subsets
-from sidray.evaluation.randomisation import randomisation
 from sidray.evaluation.run import RESULT
-from sidray.evaluation.significance import Comparison, compare_clicks
+from sidray.evaluation.significance import Comparison, compare_clicks, compare_pairs
 from sidray.graph_base import Graph
 from sidray.recipe import load_recipe
 from sidray.report_clicks import ClicksReport
-from sidray.report_pairs import PairsReport
+from sidray.report_pairs import ZERO_SHOT, PairsReport
 from sidray.run import seeded_graphs
 from sidray.steps import Step, Store, in_order
 
 PACKAGES = ("torch", "ray", "deepspeed", "transformers", "faiss-cpu", "faiss-gpu-cu12")
 BASELINES = ("popularity", "BM25")
+SEEDLESS = (*BASELINES, *ZERO_SHOT)  # rows that every seed shares
 METRICS = {"recall": recall, "ndcg": ndcg}
 CLICK_PARTS = {"popular": POPULAR, "other": OTHER, "high-frequency": HIGH_FREQUENCY}
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
@@ -117,7 +117,15 @@ class Bench:
 
     @cached_property
     def _asked(self) -> str:
-        return sha256(self._queries.tobytes()).hexdigest()[:8]
+        """Of what is trained on and asked, and of the items' titles: data elsewhere may be other data."""
+        catalogue = self._catalogue
+        table = catalogue.pairs("train") if self.on_pairs else catalogue.clicks("train")
+        digest = sha256(self._queries.tobytes())
+        for column in ("item_row", "related_row" if self.on_pairs else "query_id"):
+            digest.update(table[column].to_numpy().tobytes())
+        titles = catalogue.items(np.arange(catalogue.n_items), ["title"])["title"].to_pylist()
+        digest.update("\n".join(titles).encode())
+        return digest.hexdigest()[:8]
 
     def _costs(self, step: Step) -> dict[str, Any]:
         """`train_s` and `samples` by task of all training behind a row; `seconds` of every step. Shared steps count for
@@ -135,9 +143,9 @@ class Bench:
         return {"train_s": round(train_s, 1), "samples": samples, "seconds": seconds}
 
     def compare(self, first: Values, second: Values) -> Comparison:
-        """Two rows over the same clicks or pairs: resampled by query, or randomised by query note."""
+        """Two rows over the same clicks, resampled by query, or the same pairs, dependent by common notes."""
         if self.on_pairs:
-            return randomisation(first, second, self._queries)
+            return compare_pairs(first, second, self._pairs.queries, self._pairs.targets)
         return compare_clicks(first, second, self._queries)
 
     def mask(self, parts: Sequence[str]) -> Mask | None:
@@ -151,18 +159,20 @@ class Bench:
         return Catalogue.open(self.store.output(self.catalogue))
 
     @cached_property
+    def _pairs(self) -> Pairs:
+        return Pairs.of(self._catalogue, self.report.recipe.evaluation.split)
+
+    @cached_property
     def _queries(self) -> Ints:
-        split = self.report.recipe.evaluation.split
         if self.on_pairs:
-            return Pairs.of(self._catalogue, split).queries
-        return np.asarray(self._catalogue.clicks(split)["query_id"].to_numpy())
+            return self._pairs.queries
+        return np.asarray(self._catalogue.clicks(self.report.recipe.evaluation.split)["query_id"].to_numpy())
 
     @cached_property
     def _masks(self) -> Mapping[str, Mask]:
         settings = self.report.recipe.evaluation
         if self.on_pairs:
-            pairs = Pairs.of(self._catalogue, settings.split)
-            return {name: subset.mask for name, subset in pair_subsets(pairs, settings.short).items()}
+            return {name: subset.mask for name, subset in pair_subsets(self._pairs, settings.short).items()}
         clicks = self._catalogue.clicks(settings.split)
         found = subsets(clicks, query_frequency(clicks, self._catalogue.clicks()), settings.high_frequency)
         masks = {name: found[part].mask for name, part in CLICK_PARTS.items() if part in found}

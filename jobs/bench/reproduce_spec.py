@@ -18,10 +18,10 @@ Numbers = list[list[float | None]]  # of each part, of each metric: %
 
 
 class System(Settings):
-    """`metrics`: heading -> name of our metric; `metric`: the one that claims are tested by."""
+    """`metrics`: heading -> name of our metric; `tested`: those that claims are tested by."""
 
     metrics: dict[str, str]
-    metric: str
+    tested: list[str]
 
 
 class Part(Settings):

@@ -8,10 +8,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
 
+from sidray import storage
 from sidray.config import Settings, Values
 from sidray.data.ingest import VERSION as INGEST_VERSION
 from sidray.data.ingest import Wanted, ingest
-from sidray.data.settings import CONTRACT
+from sidray.data.settings import CONTRACT, DataSettings
+from sidray.data.sources.hm import FILES as HM_FILES
 from sidray.data.tables import fingerprint
 from sidray.models.run import image_weights, text_weights
 from sidray.models.weights import IMAGE_VERSION, TEXT_VERSION, TOKENIZER_VERSION
@@ -70,8 +72,7 @@ class Builder(ABC):
         data = self.recipe.data
         wanted: Wanted = "pairs" if self.recipe.model.note is not None else "clicks"
         config = dump(data) | ({"wanted": wanted} if wanted == "pairs" else {})  # without them it is refused
-        if data.source == "tables":
-            files = {name: uri for name in CONTRACT if (uri := getattr(data, name))}
+        if files := _sources(data):
             config |= {"files": {name: _files(uri, int(time.monotonic() // 10)) for name, uri in files.items()}}
         self._add("catalogue", lambda work: ingest(data, work.output, wanted), INGEST_VERSION, config, {})
 
@@ -103,13 +104,20 @@ class Builder(ABC):
 PROMPT = {"opening", "instruction", "max_words"}  # what a note's prompt depends on, beside its style
 
 
+def _sources(data: DataSettings) -> dict[str, str]:
+    """What a catalogue is made of, the users' own files: name -> URI."""
+    if data.source == "hm":
+        return {name: storage.join(data.folder, name) for name in HM_FILES}
+    return {name: uri for name in CONTRACT if (uri := getattr(data, name))} if data.source == "tables" else {}
+
+
 @lru_cache(maxsize=64)
 def _files(uri: str, moment: int) -> str:
     """Once for all variants and seeds of a recipe, not once and for all."""
     return fingerprint(uri)
 
 
-SHOWN = {"shuffle_images", "random_images"}  # the controls that change what is embedded
+SHOWN = {"shuffle_images", "random_images", "without_images"}  # the controls that change what is embedded
 
 
 def dump_stage(stage: StageSettings) -> Values:

@@ -31,12 +31,14 @@ class RunsSettings(Settings):
 
 
 class ControlSettings(Settings):
-    """Negative controls, each the seed of what is drawn once; null: none."""
+    """Negative controls, most of them the seed of what is drawn once; null: none."""
 
     shuffle_images: int | None = None
     """Of one permutation of the pictures, before training."""
     random_images: int | None = None
     """Of random image vectors at embedding time (SMGR, table 2)."""
+    without_images: bool = later(False)
+    """Whether items are embedded as if none had a picture; no seed."""
     shuffle_sids: int | None = later(None)
     """Of a permutation of the SIDs over the items, before the SID stages."""
     shuffle_pairs: int | None = later(None)

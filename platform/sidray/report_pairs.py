@@ -18,11 +18,11 @@ from sidray.embedding.pool import read_vectors
 from sidray.evaluation.gallery import GalleryQuery, write_gallery
 from sidray.evaluation.pair_report import LONG, SHORT, Layout, Row, Versus, pair_table_text, write_pair_report
 from sidray.evaluation.pair_run import VERSION, evaluate_baselines, evaluate_vectors, evaluate_zero_shot
-from sidray.evaluation.pairs import ALL_PAIRS, Pairs, pair_subsets
+from sidray.evaluation.pairs import ALL_PAIRS, Pairs, pair_subsets, seed_mean
 from sidray.evaluation.protocol import load_ranks
-from sidray.evaluation.randomisation import randomisation, seed_mean
 from sidray.evaluation.report import markdown_table
 from sidray.evaluation.run import RESULT
+from sidray.evaluation.significance import compare_pairs
 from sidray.graph_base import Graph, Run, dump
 from sidray.report_files import Report, shown
 from sidray.retrieval.exact import top_k
@@ -71,7 +71,8 @@ class PairsReport(Report):
             rows[label] = (note.inputs, [self._evaluate(graph, "embed") for graph in graphs])
             for given in ("image", "text"):
                 if f"given-{given}" in graphs[0]:
-                    rows[f"{label}, {given} only"] = (given, [self._evaluate(graphs[0], f"given-{given}")])
+                    steps = [self._evaluate(graph, f"given-{given}") for graph in graphs]
+                    rows[f"{label}, {given} only"] = (given, steps)
         if "zero-shot" in self._first:
             inputs = {"catalogue": self._first["catalogue"], "embed": self._first["zero-shot"]}
             for label, kinds in ZERO_SHOT.items():
@@ -179,13 +180,13 @@ class PairsReport(Report):
         found = []
         for where in (where for where in SHORT if where in subsets):
             mask = subsets[where].mask
-            queries = pairs.queries[mask]
+            notes = (pairs.queries[mask], pairs.targets[mask])
             for metric in [f"recall@{k}" for k in settings.recall_at]:
                 values = {name: seed_mean(tables, metric)[mask] for name, tables in ranks.items()}
                 others = sorted((name for name in values if name != label), key=lambda name: -np.mean(values[name]))
                 every = where == ALL_PAIRS and metric == f"recall@{settings.recall_at[0]}"
                 for other in others if every else others[:1]:
-                    test = randomisation(values[label], values[other], queries)
+                    test = compare_pairs(values[label], values[other], *notes)
                     found.append(Versus(label, other, where, metric, test))
         return found
 

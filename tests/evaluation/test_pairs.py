@@ -28,7 +28,8 @@ from sidray.evaluation.pairs import (
     save_pair_ranks,
     saved_ranks,
 )
-from sidray.evaluation.protocol import interval, load_ranks
+from sidray.evaluation.protocol import load_ranks
+from sidray.evaluation.significance import REACH, standard_error
 
 SPLITS = ["train", "valid", "test", "mixed"]
 
@@ -205,14 +206,19 @@ def test_a_row_holds_the_means_of_its_pairs() -> None:
     ranks = PairRanks(
         Ranks(np.array([0, 1, 2, 0]), np.array([0, 0, 0, 1])), Ranks(np.array([0, 9, 2, 0]), np.array([0, 0, 0, 3]))
     )
-    result = evaluate_pairs(five(), ranks, 0.4, [1, 2], [2, 10])
+    pairs = five()
+    result = evaluate_pairs(pairs, ranks, 0.4, [1, 2], [2, 10])
     row = result["rows"]["all pairs"]
     names = ["recall@1", "recall@2", "all recall@2", "all recall@10"]
     assert [row[name] for name in names] == [1.5 / 4, 3 / 4, 1.5 / 4, 1.0]
     assert list(row) == ["pairs", "queries"] + [f"{name}{end}" for name in names for end in ("", "_low", "_high")]
     assert (row["pairs"], row["queries"]) == (4, 3)
     values = recall(*ranks.pool, 1)
-    assert (row["recall@1_low"], row["recall@1_high"]) == interval(values, np.array([0, 0, 1, 4]))
+    error = standard_error(values, pairs.queries, pairs.targets)
+    assert (row["recall@1_low"], row["recall@1_high"]) == (
+        max(0, 1.5 / 4 - REACH * error),
+        min(1, 1.5 / 4 + REACH * error),
+    )
     short = result["rows"]["short query pairs"]
     assert (short["pairs"], short["queries"], short["recall@1"]) == (3, 2, 1 / 3)
     assert list(result["rules"]) == list(result["rows"])

@@ -76,6 +76,7 @@ def random_batch(towers: Towers, rows: int, seed: int = 0) -> dict[str, torch.Te
     batch["text_group"] = torch.arange(rows) % 6
     known = torch.sort(torch.randint(0, rows, (rows, 3), generator=g), dim=1).values
     batch["query.clicked"] = known
+    batch["query.clicked_texts"] = torch.sort((known + 1) % 6, dim=1).values
     return batch
 
 

@@ -72,7 +72,8 @@ def test_each_task_masks_by_its_own_rule(tmp_path: Path) -> None:
     text, image, item = batch["text_group"], batch["image_group"], batch["item_row"]
     clicked = torch.stack([torch.isin(item, known) for known in batch["query.clicked"]]) | (item[:, None] == item[None])
     assert torch.equal(rule["image2text"], text[:, None] == text[None])
-    assert torch.equal(rule["query2text"], (text[:, None] == text[None]) | clicked)
+    texts = torch.stack([torch.isin(text, known) for known in batch["query.clicked_texts"]])
+    assert torch.equal(rule["query2text"], (text[:, None] == text[None]) | texts)
     assert torch.equal(rule["query2image"], (image[:, None] == image[None]) | clicked)
     assert torch.equal(rule["query2item"], clicked)
     assert not torch.equal(rule["query2item"], rule["query2text"])  # equal texts stay negatives there

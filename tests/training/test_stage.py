@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from sidray.data.catalogue import Catalogue
+from sidray.embedding.pool import read_vectors
 from sidray.finished import RunFolder
 from sidray.graph import build_graph
 from sidray.graph_base import Graph
@@ -132,3 +133,23 @@ def test_workers_wait_for_nodes_that_join_and_ask_an_autoscaler_for_them(
 def test_the_schedule_of_the_learning_rate() -> None:
     factor = linear_schedule(steps=10, warmup=0.2)
     assert [round(factor(step), 3) for step in (0, 1, 2, 6, 9, 10)] == [0.5, 1.0, 1.0, 0.5, 0.125, 0.0]
+
+
+def test_items_are_embedded_as_if_none_had_a_picture(debug_run: str, tmp_path: Path) -> None:
+    """The control without_images, on the same towers."""
+    run = RunFolder.open(debug_run)
+    controls = run.recipe.controls.model_copy(update={"without_images": True})
+    graph, store = build_graph(run.recipe.model_copy(update={"controls": controls})), Store(run.root)
+    plain = build_graph(run.recipe)
+    assert graph["pretrained-towers"].key == plain["pretrained-towers"].key
+    step = graph["pretrained"]
+    step.run(Work(str(tmp_path), {name: store.output(needed) for name, needed in step.inputs.items()}))
+    seen, unseen = (
+        {name: read_vectors(f"{folder}/items.lance", name) for name in ("vector", "text", "image", "picture")}
+        for folder in (store.output(plain["pretrained"]), str(tmp_path))
+    )
+    assert not unseen["image"].any()
+    assert not unseen["picture"].any()
+    assert seen["picture"].any()
+    np.testing.assert_allclose(unseen["text"], seen["text"], atol=1e-5)
+    assert np.abs(unseen["vector"] - seen["vector"]).max() > 0.01

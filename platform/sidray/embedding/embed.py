@@ -33,14 +33,14 @@ from sidray.models.towers import ImageInput, TextInput, Towers
 from sidray.models.trained import load_trained
 from sidray.steps import Summary, Work
 
-VERSION = 3
+VERSION = 4
 PICTURES = 1000
 
 
 @dataclass(frozen=True)
 class EmbedJob:
-    """`item`: what item vectors are made of. `random_images`: seed of the control that replaces h_image by noise.
-    `own_pictures`: whether SIDs of a picture alone are embedded, too."""
+    """`item`: what item vectors are made of. `random_images`: seed of the control that replaces h_image by noise;
+    `without_images`: the one without pictures. `own_pictures`: whether SIDs of a picture alone are embedded, too."""
 
     sources: Sources
     model: ModelSettings
@@ -48,6 +48,7 @@ class EmbedJob:
     towers: str
     item: Literal["fused", "text", "sids"]
     random_images: int | None
+    without_images: bool
     own_pictures: bool
     precision: Precision
 
@@ -120,6 +121,8 @@ class _RowEncoder:
         if kind == "text":
             return self._table(towers.item(h_text), len(rows), h_text)
         image = ImageInput.of_batch(batch)
+        if self.job.without_images:
+            image = ImageInput(image.values, torch.zeros_like(image.present))
         h_image = towers.encode_image(image)
         if self.job.random_images is not None:
             noise = _noise(rows, h_image.shape[1], self.job.random_images).to(self.device)

@@ -23,6 +23,7 @@ def embed_step(item: str, recipe: Recipe, work: Work) -> Summary:
         towers=storage.join(work.inputs["towers"], "towers.safetensors"),
         item=cast(Literal["fused", "text", "sids"], item),
         random_images=recipe.controls.random_images,
+        without_images=recipe.controls.without_images,
         own_pictures=recipe.tokenizer.of_pictures,
         precision=recipe.embedding.precision,
     )

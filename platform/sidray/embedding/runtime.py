@@ -105,11 +105,11 @@ class RunModel:
         return TextInput(batch["x.ids"].to(self.device), batch["x.mask"].to(self.device))
 
     def _with_sids(self, ids: Sequence[Sequence[int]], sids: Sequence[Sequence[int]]) -> Tensor:
-        prefix = Segment(np.array(self.prompter.sids_prefix, np.int64))
+        prefix = [Segment(np.array(self.prompter.sids_prefix, np.int64))]
         rows = []
         for segment, numbers in zip(ended(self.prompter, ids), sids, strict=True):
             tokens = sid_segment(self.final.base + np.asarray(numbers, np.int64), None)
-            rows.append([segment.body(), prefix, tokens, segment.end()])
+            rows.append([segment.body(), *(prefix if numbers else []), tokens, segment.end()])
         return self.final.item(read(self.final.encode_text, self._text(rows)))
 
     def _image(self, images: list[bytes | None]) -> Tensor:

@@ -2,7 +2,7 @@
 
 rows = {"BM25": Row("text", [result]), "NoteLLM-2": Row("multimodal", [seed 42's, seed 43's, seed 44's])}
 layouts = {"Table 4: methods": Layout(["basic method", "NoteLLM-2"]), "Table 11: long pairs": Layout([...], LONG)}
-comparisons = [Versus("NoteLLM-2", "BM25", ALL_PAIRS, "recall@10", randomisation(...)), ...]
+comparisons = [Versus("NoteLLM-2", "BM25", ALL_PAIRS, "recall@10", compare_pairs(...)), ...]
 text = write_pair_report(rows, layouts, Path("report"), comparisons)
 print(pair_table_text(rows, layouts, comparisons))  # the first table's columns of all pairs, for a terminal
 """
@@ -34,11 +34,11 @@ _HOW = (
     "R@K is Recall@K: the share of pairs whose target is among the K notes that are most similar to the query note, of "
     "all other notes of the pool; `of all`: of all other notes that occur in any click or pair. Ties are counted in "
     "expectation over their orders. Values are in %; of several seeds the mean ± their standard deviation. The plot's "
-    "intervals are 95 %, over query notes."
+    "intervals are 95 %; pairs with a common note count as dependent."
 )
 _PAIRED = (
-    "Differences in percentage points, each pair's recall averaged over the seeds: paired "
-    "randomisation over query notes, two-sided. * marks p < 0.05, in the tables only where the row is better."
+    "Differences in percentage points, each pair's recall averaged over the seeds: a paired test, two-sided, in which "
+    "pairs with a common note are dependent. * marks p < 0.05, in the tables only where the row is better."
 )
 
 

@@ -17,7 +17,7 @@ from sidray.evaluation.run import RESULT
 from sidray.evaluation.settings import EvaluationSettings
 from sidray.steps import Summary, Work
 
-VERSION = 1
+VERSION = 2
 
 
 def evaluate_baselines(settings: EvaluationSettings, work: Work) -> Summary:

@@ -4,7 +4,7 @@ among all other notes when its query note searches? A note is an item.
     pairs = Pairs.of(catalogue, "test")
     ranks = pair_ranks(pairs, vectors)  # vectors [N, d], one for each item row
     evaluate_pairs(pairs, ranks, short=0.1)["rows"]["all pairs"]["recall@10"]
-    save_pair_ranks("result.parquet", pairs, ranks)  # for randomisation.seed_mean
+    save_pair_ranks("result.parquet", pairs, ranks)  # for seed_mean
 
 The query note itself never competes, and partitions play no role. Every pair is ranked in two pools: the notes of the
 split's pairs, and all notes that occur in any click or pair.
@@ -28,7 +28,8 @@ from sidray.data.catalogue import Catalogue, Rows
 from sidray.errors import UserError
 from sidray.evaluation.baselines import rank_scores, tokens
 from sidray.evaluation.metrics import Ints, Ranks, Values, recall
-from sidray.evaluation.protocol import Result, Subset, interval
+from sidray.evaluation.protocol import Result, Subset
+from sidray.evaluation.significance import REACH, standard_error
 from sidray.retrieval.exact import Floats, check_finite, unit
 
 ALL_PAIRS = "all pairs"
@@ -147,13 +148,13 @@ def evaluate_pairs(
     recall_at: Sequence[int],
     recall_at_all: Sequence[int],
 ) -> Result:
-    """For every row its numbers of pairs and of query notes, and the mean of each metric with its 95 % interval over
-    query notes (<metric>_low, <metric>_high): `recall@K` in the split's pool, `all recall@K` in the large one."""
+    """For every row its numbers of pairs and of query notes, and the mean of each metric with its 95 % interval
+    (<metric>_low, <metric>_high): `recall@K` in the split's pool, `all recall@K` in the large one."""
     metrics = [f"recall@{k}" for k in recall_at] + [f"all recall@{k}" for k in recall_at_all]
     values = {metric: pair_recall(ranks, metric) for metric in metrics}
     subsets = pair_subsets(pairs, short)
     return {
-        "rows": {name: _row(values, pairs.queries, subset.mask) for name, subset in subsets.items()},
+        "rows": {name: _row(values, pairs, subset.mask) for name, subset in subsets.items()},
         "rules": {name: subset.rule for name, subset in subsets.items()},
     }
 
@@ -174,17 +175,29 @@ def save_pair_ranks(uri: str, pairs: Pairs, ranks: PairRanks) -> None:
     storage.write_bytes(uri, sink.getvalue())
 
 
+def seed_mean(tables: Sequence[pa.Table], metric: str) -> Values:
+    """`recall@K` or `all recall@K` of each pair, the mean over runs: float64 [n]. tables: of save_pair_ranks.
+
+    Raises UserError when they are of different pairs."""
+    keys = [table.select(["item_row", "related_row"]) for table in tables]
+    if not all(key.equals(keys[0]) for key in keys):
+        raise UserError("the runs were evaluated on different pairs", "evaluate all of them on the same split")
+    values = np.stack([pair_recall(saved_ranks(table), metric) for table in tables])  # [runs, n]
+    return np.asarray(values.mean(axis=0))
+
+
 def saved_ranks(table: pa.Table) -> PairRanks:
     """The ranks in a table of save_pair_ranks."""
     names = (("greater", "equal"), ("all_greater", "all_equal"))
     return PairRanks(*(Ranks(*(np.asarray(table[name].to_numpy()) for name in pool)) for pool in names))
 
 
-def _row(values: dict[str, Values], queries: Rows, mask: npt.NDArray[np.bool_]) -> dict[str, float]:
-    row: dict[str, float] = {"pairs": int(mask.sum()), "queries": len(np.unique(queries[mask]))}
+def _row(values: dict[str, Values], pairs: Pairs, mask: npt.NDArray[np.bool_]) -> dict[str, float]:
+    queries, targets = pairs.queries[mask], pairs.targets[mask]
+    row: dict[str, float] = {"pairs": int(mask.sum()), "queries": len(np.unique(queries))}
     for name, each in values.items():
-        low, high = interval(each[mask], queries[mask])
-        row |= {name: float(each[mask].mean()), f"{name}_low": low, f"{name}_high": high}
+        mean, reach = float(each[mask].mean()), REACH * standard_error(each[mask], queries, targets)
+        row |= {name: mean, f"{name}_low": max(0.0, mean - reach), f"{name}_high": min(1.0, mean + reach)}
     return row
 
 

@@ -1,6 +1,6 @@
 """What a stage reads: from row positions to the tensors that its tasks name. Runs in Ray Data tasks; picklable.
 
-Columns: query, text, item (text + SIDs), image, doc2docid, causal, causal_sids, negatives, clicked.
+Columns: query, text, item (text + SIDs), image, doc2docid, causal, causal_sids, negatives, clicked, clicked_texts.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from sidray.models.inputs import (
     Segment,
     TextSource,
     batch_of,
+    of_groups,
     padded_rows,
     sid_segment,
-    text_group,
 )
 from sidray.models.prompts import Prompter, load_tokenizer
 from sidray.models.settings import ModelSettings
@@ -111,7 +111,10 @@ class Fetch:
             queries = self.texts.queries(query_ids, clicks["query"].to_pylist()) if self.columns & _QUERY_TEXT else []
         build: dict[str, Callable[[], dict[str, Tensor]]] = {
             "query": lambda: batch_of([[s] for s in queries], "query"),
-            "text": lambda: {**batch_of([[s] for s in items], "text"), "text_group": text_group(items)},
+            "text": lambda: {
+                **batch_of([[s] for s in items], "text"),
+                "text_group": torch.from_numpy(self.texts.groups(item_rows)),
+            },
             "item": lambda: batch_of(self._with_sids(items, item_rows, positions), "item"),
             "doc2docid": lambda: self._doc2docid(items, item_rows),
             "causal": lambda: self._causal([[s.body()] for s in items], queries, "causal"),
@@ -121,12 +124,19 @@ class Fetch:
                 "causal_sids",
             ),
             "negatives": lambda: self._negatives_of(positions),
-            "clicked": lambda: {"query.clicked": padded_rows(*self._clicked, query_ids)},
+            "clicked": lambda: {"query.clicked": padded_rows(of_groups(*self._clicked, query_ids))},
+            "clicked_texts": lambda: {"query.clicked_texts": self._clicked_texts(query_ids)},
         }
         out: dict[str, Tensor] = {}
         for column in sorted(self.columns - {"image"}):
             out |= build[column]()
         return out
+
+    def _clicked_texts(self, query_ids: Rows) -> Tensor:
+        """The groups of the texts of all items that each query led to in train: [b, k], ascending."""
+        lists = of_groups(*self._clicked, query_ids)
+        groups = self.texts.groups(np.concatenate([*lists, np.zeros(0, np.int64)]))
+        return padded_rows([np.unique(own) for own in np.split(groups, np.cumsum([len(rows) for rows in lists])[:-1])])
 
     def _sids_of(self, item_rows: Rows, column: str) -> list[Rows]:
         distinct, back = np.unique(item_rows, return_inverse=True)
@@ -138,7 +148,7 @@ class Fetch:
         rows = []
         for item, numbers in zip(items, sids, strict=True):
             width = None if item.states is None else item.states.shape[1]
-            prefix = [Segment(np.array(self.prompter.sids_prefix, np.int64))] if width is None else []
+            prefix = [Segment(np.array(self.prompter.sids_prefix, np.int64))] if width is None and len(numbers) else []
             rows.append([item.body(), *prefix, sid_segment(self.base + numbers, width), item.end()])
         return rows
 
@@ -187,5 +197,5 @@ class Fetch:
 SIDS = frozenset({"item", "doc2docid", "causal_sids", "negatives"})  # columns that need semantic IDs
 _ITEM_TEXT = frozenset({"text", "item", "doc2docid", "causal", "causal_sids"})
 _QUERY_TEXT = frozenset({"query", "causal", "causal_sids"})
-OF_CLICKS = _QUERY_TEXT | {"clicked", "negatives"}  # columns that item rows lack
+OF_CLICKS = _QUERY_TEXT | {"clicked", "clicked_texts", "negatives"}  # columns that item rows lack
 COLUMNS = frozenset({"image", "text"}) | SIDS | OF_CLICKS

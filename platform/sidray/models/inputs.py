@@ -51,6 +51,8 @@ class TextSource(Protocol):
     def items(self, rows: Rows) -> list[Segment]: ...
     def queries(self, query_ids: Rows, queries: Sequence[str]) -> list[Segment]: ...
     def empty(self) -> Segment: ...
+    def groups(self, rows: Rows) -> Rows:
+        """A number >= 0 for the text of each item row: equal for equal texts, as they are read."""
 
 
 class RawTexts:
@@ -69,6 +71,17 @@ class RawTexts:
 
     def empty(self) -> Segment:
         return ended(self.prompter, [[]])[0]
+
+    def groups(self, rows: Rows) -> Rows:
+        new = np.unique(rows[self._groups[rows] < 0])
+        if len(new):
+            self._groups[new] = text_groups(self.items(new))
+        return self._groups[rows]
+
+    @cached_property
+    def _groups(self) -> Rows:
+        """Of all item rows, -1 where nobody has asked."""
+        return np.full(self.catalogue.n_items, -1, np.int64)
 
 
 class StateCache:
@@ -116,16 +129,19 @@ class CachedTexts:
     def empty(self) -> Segment:
         return self.cache.take(np.zeros(1, np.int64))[0]
 
+    def groups(self, rows: Rows) -> Rows:
+        return self._index["items"][rows]
+
 
 def item_texts(table: pa.Table, prompter: Prompter) -> list[str]:
     """The rendered prompts of item rows (title and the prompter's fields)."""
     return [prompter.item_text(row) for row in table.to_pylist()]
 
 
-def text_group(segments: Sequence[Segment]) -> Tensor:
+def text_groups(segments: Sequence[Segment]) -> Rows:
     """One number per distinct text (a 63-bit hash of the ids): [b] int64."""
     hashes = [hashlib.blake2b(segment.ids.tobytes(), digest_size=8).digest() for segment in segments]
-    return torch.from_numpy(np.frombuffer(b"".join(hashes), np.int64) & np.int64(2**63 - 1))
+    return np.frombuffer(b"".join(hashes), np.int64) & np.int64(2**63 - 1)
 
 
 def ended(prompter: Prompter, sequences: Sequence[Sequence[int]]) -> list[Segment]:
@@ -204,12 +220,16 @@ class ImageSource:
         return {"image": values, "image.present": present, "image_group": group}
 
 
-def padded_rows(offsets: Rows, rows: Rows, groups: Rows) -> Tensor:
-    """rows[offsets[g]:offsets[g + 1]], ascending, of each group g, padded with the largest int64: [b, k]; k >= 1."""
-    counts = offsets[groups + 1] - offsets[groups]
-    out = np.full((len(groups), max(1, int(counts.max(initial=0)))), NO_ROW, np.int64)
-    for i, group in enumerate(groups):
-        out[i, : counts[i]] = rows[offsets[group] : offsets[group + 1]]
+def of_groups(offsets: Rows, rows: Rows, groups: Rows) -> list[Rows]:
+    """rows[offsets[g]:offsets[g + 1]] of each group g."""
+    return [rows[offsets[group] : offsets[group + 1]] for group in groups]
+
+
+def padded_rows(lists: Sequence[Rows]) -> Tensor:
+    """Ascending numbers, padded with the largest int64: [b, k]; k >= 1."""
+    out = np.full((len(lists), max(1, max(map(len, lists), default=0))), NO_ROW, np.int64)
+    for i, numbers in enumerate(lists):
+        out[i, : len(numbers)] = numbers
     return torch.from_numpy(out)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from sidray import storage
 from sidray.data.catalogue import Catalogue, Rows
 from sidray.datasets import open_dataset
-from sidray.models.inputs import Segment, StateCache, batch_of, padded_rows, pixels
+from sidray.models.inputs import Segment, StateCache, batch_of, of_groups, padded_rows, pixels
 from sidray.models.mlrm import VISUAL, NoteInput
 from sidray.models.note_prompts import NotePrompter
 from sidray.models.note_settings import NoteInputs, PromptStyle
@@ -101,7 +101,7 @@ class NoteFetch:
         if any(NOTE_COLUMNS.get(column) in ("multimodal", "image") for column in self.columns):
             out |= self._images(rows)
         if "related" in self.columns:
-            out["related"] = padded_rows(*self._related, rows)
+            out["related"] = padded_rows(of_groups(*self._related, rows))
         return out
 
     def _note(self, rows: Rows, column: str) -> dict[str, Tensor]:

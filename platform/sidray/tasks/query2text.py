@@ -1,6 +1,6 @@
 """query2text, SMGR eq. (6): the query against the item's text.
 
-Candidates with an equal text, and those that the query led to in train, are no negatives.
+Candidates with the text of the item, or of one that the query led to in train, are no negatives.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ class Query2Text(Contrastive):
     rows = "clicks"
 
     def columns(self, item_kind: ItemKind) -> frozenset[str]:
-        return frozenset({"query", "text", "clicked"})
+        return frozenset({"query", "text", "clicked_texts"})
 
     def pair(self, views: Views) -> tuple[Tensor, Tensor]:
         return views.h_query, views.h_text
 
     def false_negatives(self, views: Views) -> Tensor:
-        return views.same("text_group") | views.clicked
+        return views.same("text_group") | views.clicked_texts

@@ -90,6 +90,11 @@ class Views:
         return own[:, None] == gather(own)[None, :]
 
     @cached_property
+    def clicked_texts(self) -> Tensor:
+        """[b, world * b] bool: candidates with the text of an item that the anchor's query led to in train."""
+        return among(gather(self.batch["text_group"]), self.batch["query.clicked_texts"])
+
+    @cached_property
     def clicked(self) -> Tensor:
         """[b, world * b] bool: candidates that the anchor's query led to in train (and the item itself)."""
         return among(gather(self.batch["item_row"]), self.batch["query.clicked"]) | self.same("item_row")

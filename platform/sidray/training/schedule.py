@@ -52,7 +52,7 @@ class Schedule:
         epochs = self.stage.epochs
         if self.stage.steps:
             epochs = self.stage.steps * self.batch_size / self.n_rows
-        return EpochPlan(self.n_rows, self.batch_size, max(1, int(np.ceil(epochs))), self.stage.seed)
+        return EpochPlan(self.n_rows, self.batch_size, max(1, int(np.ceil(epochs))), self.stage.draws)
 
     @property
     def steps(self) -> int:
@@ -70,7 +70,7 @@ class Schedule:
         if self.stage.rows == "items":
             epochs = plan.epochs_of(start, rank, self.workers)[: self.steps - start]
             offsets, clicks = self.catalogue.train_clicks_of_item()
-            return one_click_per_item(index, epochs, offsets, clicks, self.stage.seed)
+            return one_click_per_item(index, epochs, offsets, clicks, self.stage.draws)
         train = self.catalogue.clicks("train")["click_row"].to_numpy()
         return np.asarray(train, np.int64)[index]
 

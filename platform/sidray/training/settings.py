@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from typing import Annotated, Literal, get_args
 
@@ -125,7 +126,7 @@ class StageSettings(Settings):
     hard_negatives: Positive = 4
     """Of a query in a batch, with the task query2item_hard."""
     seed: int = 0
-    """Of the order of the rows, dropout and what is drawn."""
+    """Of the order of the rows, dropout and what is drawn; with the stage's name, so that no two stages draw alike."""
 
     @model_validator(mode="after")
     def _fits(self) -> StageSettings:
@@ -136,6 +137,12 @@ class StageSettings(Settings):
         if others := sorted(TOWER_TASKS & set(self.tasks)) if self.on_pairs else []:
             raise ValueError(f"task {others[0]} reads clicks or items and cannot share a stage with tasks on pairs")
         return self
+
+    @property
+    def draws(self) -> int:
+        """The seed of all that the stage draws: below 2**32, of its seed and name."""
+        digest = hashlib.blake2b(f"{self.seed} {self.name}".encode(), digest_size=4).digest()
+        return int.from_bytes(digest, "little")
 
     @property
     def own_tasks(self) -> list[str]:

@@ -18,7 +18,7 @@ from sidray.training.record import Record
 from sidray.training.settings import TrainingSettings
 from sidray.training.worker import StageJob, train_stages
 
-VERSION = 4  # of a stage's result: raise it when the same settings would give other weights
+VERSION = 5  # of a stage's result: raise it when the same settings would give other weights
 
 
 def run_stages(jobs: Sequence[StageJob], training: TrainingSettings) -> list[Summary]:

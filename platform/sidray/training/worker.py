@@ -83,7 +83,7 @@ class StageJob:
             columns,
             drop_text=0.0 if held_out else stage.drop_text,
             hard_negatives=stage.hard_negatives if "negatives" in columns else 0,
-            seed=stage.seed,
+            seed=stage.draws,
         )
 
 
@@ -200,7 +200,7 @@ class StageLoop:
     def _step(self, batch: Mapping[str, Tensor]) -> dict[str, float]:
         """The mean over the ranks of loss and metrics."""
         # Dropout goes by seed, step and rank: a resumed run draws what the undisturbed one would have drawn.
-        torch.manual_seed(hash((self.job.stage.seed, self.record.step, rank())))
+        torch.manual_seed(hash((self.job.stage.draws, self.record.step, rank())))
         lr = max(self.engine.get_lr())
         loss, metrics = self.engine(_to(batch, self.engine.device))
         self.engine.backward(loss)

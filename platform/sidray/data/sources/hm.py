@@ -25,6 +25,12 @@ from sidray.data.settings import CONTRACT, DataSettings
 from sidray.data.sources.writing import parquet_writer, write_drawn, write_parquet
 from sidray.errors import UserError, nearest
 
+FILES = (
+    "articles.csv",
+    "transactions_train.csv",
+    "items",
+    *(f"{name}.parquet" for name in CONTRACT if name != "items"),
+)
 PHOTO_SIZE = 256  # pixels of the longer side; the originals have 1166 x 1750
 BATCH = 128  # photos that one task shrinks
 VAGUE_PRINTS = ("Solid", "Other structure", "Other pattern")  # say nothing that a photo shows; left out of queries
