@@ -278,3 +278,26 @@ def test_no_two_stages_draw_alike() -> None:
     assert {stage.name: stage.draws for stage in other.stages} == {s.name: draws[s.name] for s in other.stages}
     again = recipe.with_seeds()[1]
     assert not {stage.draws for stage in (*again.stages, *again.sid_stages)} & set(draws.values())
+
+
+def test_weights_and_articles_that_were_written_anew_are_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(graph_base, "_now", iter(range(99)).__next__)  # files are looked at once in 10 s
+    (tmp_path / "lm").mkdir()
+    (tmp_path / "pairs.parquet").write_bytes(b"1")
+    given = [f"data.folder={tmp_path}", f"model.text.weights={tmp_path}/lm"]
+    recipe = load_recipe("notellm2-hm", [*given, "model.text.layers=null", "model.text.frozen_layers=0"])[0]
+
+    def keys() -> tuple[str, str]:
+        graph = build_graph(recipe)
+        return graph["catalogue"].key, graph["text-weights"].key
+
+    first = keys()
+    assert keys() == first
+    (tmp_path / "pairs.parquet").write_bytes(b"22")
+    second = keys()
+    (tmp_path / "lm/model.safetensors").write_bytes(b"1")
+    third = keys()
+    assert first[0] != second[0] == third[0]
+    assert first[1] == second[1] != third[1]

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from pathlib import Path
 
 from sidray import storage
 from sidray.config import Settings, Values
@@ -73,7 +74,7 @@ class Builder(ABC):
         wanted: Wanted = "pairs" if self.recipe.model.note is not None else "clicks"
         config = dump(data) | ({"wanted": wanted} if wanted == "pairs" else {})  # without them it is refused
         if files := _sources(data):
-            config |= {"files": {name: _files(uri, int(time.monotonic() // 10)) for name, uri in files.items()}}
+            config |= {"files": {name: _files(uri, _now()) for name, uri in files.items()}}
         self._add("catalogue", lambda work: ingest(data, work.output, wanted), INGEST_VERSION, config, {})
 
     def _weights(self) -> None:
@@ -88,10 +89,12 @@ class Builder(ABC):
             prompts = dump(model.prompts) if model.note is None else dump(model.note, PROMPT)
             config |= {"prompts": prompts, "tokenizer": TOKENIZER_VERSION, "seed": model.seed}
             inputs = self._same("catalogue")
+        else:
+            config |= _local(model.text.weights)
         self._add("text-weights", partial(text_weights, model), TEXT_VERSION, config, inputs)
         if model.image.weights != NO_IMAGES:
             config = {"image": model.image.model_dump(mode="json", exclude={"frozen"})}
-            config |= {"seed": model.seed} if model.image.weights == "random" else {}
+            config |= {"seed": model.seed} if model.image.weights == "random" else _local(model.image.weights)
             self._add("image-weights", partial(image_weights, model), IMAGE_VERSION, config, {})
 
     def _publish(self) -> None:
@@ -111,9 +114,19 @@ def _sources(data: DataSettings) -> dict[str, str]:
     return {name: uri for name in CONTRACT if (uri := getattr(data, name))} if data.source == "tables" else {}
 
 
+def _local(weights: str) -> Values:
+    """The files of weights that are a folder or a file of one's own."""
+    path = Path(weights).expanduser()
+    return {"files": _files(str(path.absolute()), _now())} if path.exists() else {}
+
+
+def _now() -> int:
+    """By which files are looked at once for all variants and seeds of a recipe, not once and for all."""
+    return int(time.monotonic() // 10)
+
+
 @lru_cache(maxsize=64)
 def _files(uri: str, moment: int) -> str:
-    """Once for all variants and seeds of a recipe, not once and for all."""
     return fingerprint(uri)
 
 
