@@ -119,6 +119,7 @@ def test_pictures_are_read_from_their_uris(tmp_path: Path) -> None:
     (tmp_path / "art" / "0.png").write_bytes(picture())
     uris = ["art/0.png", str(tmp_path / "art" / "0.png"), (tmp_path / "art" / "0.png").as_uri(), None]
     uris += ["art/none.png", "http://host/a.png", "s3://b/a.png?endpoint_override=127.0.0.1:9&scheme=http", "art"]
+    uris += ["s3://[bad/a.png"]
     rows = [{"item_id": f"i{n}", "title": "t", "image_uri": uri} for n, uri in enumerate(uris)]
     rows += [{"item_id": f"i{n}", "title": "t", "image_uri": None} for n in range(len(uris), 20)]
     catalogue, summary = run(settings(tmp_path, items=rows, max_bad_fraction=0.5), tmp_path)
@@ -129,6 +130,7 @@ def test_pictures_are_read_from_their_uris(tmp_path: Path) -> None:
         "image_uri: http:// cannot be opened",
         "image_uri: a URI with options (?...) is not opened",
         reasons[3],
+        "image_uri: s3:// cannot be opened",
     ]
     assert reasons[3].startswith("image_uri: cannot be read")
     assert summary["images"] == 3

@@ -12,7 +12,6 @@ import hashlib
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from urllib.parse import urlsplit
 
 import numpy as np
 import pyarrow as pa
@@ -122,7 +121,7 @@ def _read_image(uri: str, table: TableFiles) -> bytes | str:
     except StorageError:
         raise
     except UserError:
-        return f"image_uri: {urlsplit(uri).scheme}:// cannot be opened"
+        return f"image_uri: {uri.partition('://')[0][:20]}:// cannot be opened"
     except (OSError, pa.ArrowException, ValueError) as error:
         if is_away(error):
             raise
