@@ -20,6 +20,10 @@ CONTRACT = {  # the columns of each table that have a meaning; those of items th
     "events": ("user_id", "item_id", "action", "ts"),
 }
 RESERVED = (*CONTRACT["items"], "image_id", "")
+OWN = (  # columns of the item table, and those that stand beside the text fields on their way there
+    *("seq", "deleted", "vector", "sids", "content_hash", "model_key", "updated_at", "thumbnail"),
+    *("position", "place", "refused", "_reason", "_row", "_unit", "_rowid", "_rowaddr"),
+)
 
 
 class CooccurrenceSettings(Settings):
@@ -103,6 +107,11 @@ class DataSettings(Settings):
             raise ValueError(f"text_fields names a column twice: {self.text_fields}")
         if reserved := [name for name in self.text_fields if name in RESERVED]:
             raise ValueError(f"text_fields cannot hold {reserved[0]!r}: it is a column of the contract, always kept")
+        if own := [name for name in self.text_fields if name in OWN]:
+            raise ValueError(
+                f"text_fields cannot hold {own[0]!r}: sidray has a column of that name; give it another one, say "
+                f"'my_{own[0].lstrip('_')}', and say in data.columns that yours is called {own[0]!r}"
+            )
         known = sorted({*self.text_fields}.union(*CONTRACT.values()))
         if unknown := [name for name in self.columns if name not in known]:
             raise ValueError(f"columns renames {unknown[0]!r}{nearest(unknown[0], known)}, which no table has")
