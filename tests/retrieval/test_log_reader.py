@@ -33,8 +33,8 @@ def follow(uri: str) -> LogReader:
 
 
 def read(reader: LogReader) -> list[str] | None:
-    rows = reader.read()
-    return None if rows is None else rows["item_id"].to_pylist()
+    with reader.read() as rows:
+        return None if rows is None else rows["item_id"].to_pylist()
 
 
 def compact(uri: str) -> int:
@@ -47,6 +47,17 @@ def test_each_row_is_read_once(table: str) -> None:
     append(table, "b0", "b1")
     assert read(reader) == ["b0", "b1"]
     assert read(reader) is None
+
+
+def test_rows_that_could_not_be_taken_come_again(table: str) -> None:
+    reader = follow(table)
+    before = reader.version
+    append(table, "b0")
+    with pytest.raises(MemoryError), reader.read():
+        raise MemoryError
+    assert reader.version == before
+    assert read(reader) == ["b0"]
+    assert reader.version == before + 1
 
 
 def test_a_compaction_of_known_rows_is_no_news(table: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -189,8 +190,11 @@ def test_a_damaged_generation_is_refused_and_the_one_before_serves(collection: C
     agrees(follower.view, collection, 0)
 
 
+@pytest.mark.parametrize(
+    "error", [StorageError("AWS Error SLOW_DOWN"), RuntimeError("CUDA out of memory"), MemoryError()]
+)
 def test_a_generation_that_cannot_be_read_now_is_tried_again(
-    collection: Collection, monkeypatch: pytest.MonkeyPatch
+    collection: Collection, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     """After a rollback too: rows that are gone must not be served for ever."""
     follower = Follower(collection, FOREVER)
@@ -199,9 +203,11 @@ def test_a_generation_that_cannot_be_read_now_is_tried_again(
     follower.refresh()
     collection.rollback()
     load = follower._load_index
-    monkeypatch.setattr(follower, "_load_index", _fails)
+    monkeypatch.setattr(follower, "_load_index", partial(_fails, error))
+    item_table.append(collection.table, rows(["i007"], 2))
     follower.refresh()
     assert follower.view.item(IDS[0])["title"] == "new 1"  # type: ignore[index]
+    assert follower.view.item("i007")["title"] == "new 2"  # type: ignore[index] # the log is read on
     monkeypatch.setattr(follower, "_load_index", load)
     follower.refresh()  # soon after
     assert follower.view.epoch == 0
@@ -211,8 +217,22 @@ def test_a_generation_that_cannot_be_read_now_is_tried_again(
     assert follower.view.item(IDS[0])["title"] == "title 0"  # type: ignore[index]
 
 
-def _fails(*_: object, **__: object) -> None:
-    raise StorageError("AWS Error SLOW_DOWN")
+def _fails(error: Exception, *_: object, **__: object) -> None:
+    raise error
+
+
+def test_rows_that_could_not_be_taken_in_come_again(collection: Collection, monkeypatch: pytest.MonkeyPatch) -> None:
+    follower = Follower(collection, FOREVER)
+    before = follower.view.table_version
+    item_table.append(collection.table, rows(["i000"], 1))
+    with monkeypatch.context() as patched:
+        patched.setattr("sidray.retrieval.delta.unit", partial(_fails, MemoryError()))
+        with pytest.raises(MemoryError):
+            follower.refresh()
+    assert follower.view.table_version == before
+    follower.refresh()
+    agrees(follower.view, collection, 0)
+    assert follower.view.table_version == before + 1
 
 
 def test_the_storage_may_go_away(collection: Collection, tmp_path: Path) -> None:

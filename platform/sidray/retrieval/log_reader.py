@@ -1,7 +1,8 @@
 """Following the item table: what was appended since the last look, as replicas and the writer see it.
 
     reader = LogReader(uri, since=7, columns=["item_id", "seq", "deleted"])
-    news = reader.read()   # None: nothing new; else a table in the log's order
+    with reader.read() as news:   # None: nothing new; else a table in the log's order
+        ...                       # an error here, and the rows come again
 
 An append costs a reader its own rows only, and a compaction nothing: what it made of known fragments is known. Where
 it joined known ones with new ones, rows come again: whoever applies them by `seq` is none the wiser. A rollback takes
@@ -10,7 +11,8 @@ rows away; it starts a new epoch (collection.py), in which everybody reads anew.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import lance
@@ -28,10 +30,13 @@ class LogReader:
         self._known = _ids(item_table.open_version(uri, since))
         self.version = since
 
-    def read(self) -> pa.Table | None:
-        """The rows of fragments that are new in the latest version. Raises OSError when the storage does not answer."""
+    @contextmanager
+    def read(self) -> Iterator[pa.Table | None]:
+        """The rows of fragments that are new in the latest version. They are known when the block has ended without an
+        error. Raises OSError when the storage does not answer."""
         if self._dataset.latest_version == self.version:
-            return None
+            yield None
+            return
         self._dataset.checkout_latest()
         fragments = self._dataset.get_fragments()
         ids = {each.fragment_id for each in fragments}
@@ -40,8 +45,8 @@ class LogReader:
         rows = None
         if new:
             rows = self._dataset.scanner(columns=self._columns, fragments=new, scan_in_order=True).to_table()
+        yield rows
         self.version, self._known = int(self._dataset.version), ids
-        return rows
 
     def _compacted(self) -> set[int]:
         """The known fragments, and those that compactions since the last look made of them alone."""

@@ -1,7 +1,8 @@
 """Keeps a replica's View fresh: a thread that polls the table and the pointer, and swaps one reference.
 
 A new generation is loaded beside the old one, which goes on serving meanwhile; one that is damaged is refused, once,
-with a line in the log, and the old one stays. So it does while the storage is away: then loading is tried again.
+with a line in the log, and the old one stays. So it does while the storage is away or memory is short: then loading is
+tried again.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from dataclasses import replace
 
 import pyarrow.compute as pc
 
-from sidray.errors import UserError
+from sidray.errors import MachineError, UserError
 from sidray.retrieval.collection import Collection, Generation, Pointer
 from sidray.retrieval.delta import Delta
 from sidray.retrieval.index import PartitionedIndex
@@ -63,8 +64,8 @@ class Follower:
         wanted = (pointer.epoch, newest.name)
         if wanted not in ((view.epoch, view.generation), self._refused) and time.monotonic() >= self._retry_at:
             self._switch(pointer, newest)
-        news = self._reader.read()
-        delta = self.view.delta if news is None else self.view.delta.plus(news)
+        with self._reader.read() as news:
+            delta = self.view.delta if news is None else self.view.delta.plus(news)
         if self._reader.version != self.view.table_version:
             self.view = replace(self.view, delta=delta, table_version=self._reader.version)
             if news is not None:
@@ -84,12 +85,14 @@ class Follower:
         try:
             self._reader, self.view = self._load(pointer, newest)
             _LOGGER.info("serving generation %s", newest.name)
-        except (OSError, ValueError) as error:  # StorageError among them
+        except Exception as error:  # of any kind, as a GPU that is full: whoever fails here still reads the log
+            if isinstance(error, UserError) and not isinstance(error, MachineError):
+                self._refused = pointer.epoch, newest.name
+                _LOGGER.error("generation %s is refused, %s stays: %s", newest.name, self.view.generation, error)
+                return
             self._retry_at = time.monotonic() + RETRY_S
-            _LOGGER.warning("cannot load generation %s, %s stays for now: %s", newest.name, self.view.generation, error)
-        except UserError as error:
-            self._refused = pointer.epoch, newest.name
-            _LOGGER.error("generation %s is refused, %s stays: %s", newest.name, self.view.generation, error)
+            message = "cannot load generation %s, %s stays for now: %r"
+            _LOGGER.warning(message, newest.name, self.view.generation, error)
 
     def _load(self, pointer: Pointer, generation: Generation) -> tuple[LogReader, View]:
         index = self._load_index(self._collection.index_folder(generation, self._shard.number), threads=1)
@@ -99,9 +102,9 @@ class Follower:
         table = open_version(self._collection.table, generation.table_version)
         names = [name for name in table.schema.names if name not in ("content_hash", "updated_at")]
         reader = LogReader(self._collection.table, generation.table_version, names)
-        news = reader.read()
         empty = Delta.empty(index, self._shard)
-        delta = empty if news is None else empty.plus(news)
+        with reader.read() as news:
+            delta = empty if news is None else empty.plus(news)
         view = View(self._collection.name, generation.name, pointer.epoch, table, reader.version, delta)
         return reader, view
 

@@ -56,9 +56,9 @@ class TableLog:
             raise RollbackUnderWayError("the table is being rolled back")
         if pointer.epoch != self.epoch:
             self._open()
-        news = self._reader.read()
-        if news is not None:
-            self._known.apply(news)
+        with self._reader.read() as news:
+            if news is not None:
+                self._known.apply(news)
         fingerprints = [self._known.content(item_id) for item_id in item_ids]
         return Contents(fingerprints, self._reader.version, self.epoch)
 
