@@ -285,3 +285,32 @@ def test_the_user_s_column_names_are_understood(tmp_path: Path) -> None:
         {"item_id": "i1", "title": "item 1", "brand": "m"}
     ]
     assert catalogue.clicks()["query"].to_pylist() == ["q"]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (
+            {"image": "pcture"},
+            r"data\.columns\.image: there is no column 'pcture' \(did you mean 'picture'\?\) in data\.items;",
+        ),
+        (
+            {"split": "fold"},
+            r"data\.columns\.split: there is no column 'fold' in data\.clicks; there are .*item_id, query",
+        ),
+        ({"partition": "town"}, r"no column 'town' in data\.items and data\.clicks; "),
+    ],
+)
+def test_a_renamed_column_that_no_table_has_is_told(tmp_path: Path, names: dict[str, str], message: str) -> None:
+    """Pictures, splits and partitions would be lost in silence."""
+    items = [row | {"picture": row.pop("image")} for row in item_rows(20)]
+    with pytest.raises(UserError, match=message):
+        run(settings(tmp_path, items=items, columns=names), tmp_path)
+    assert not (tmp_path / "out").exists()
+
+
+def test_renamed_columns_of_tables_that_are_not_given_are_not_looked_for(tmp_path: Path) -> None:
+    names = {"query": "search", "related_id": "other", "ts": "when"}
+    items = write(item_rows(5), tmp_path / "items.parquet")
+    catalogue, _ = run(DataSettings(source="tables", items=items, columns=names), tmp_path, wanted=None)
+    assert catalogue.n_items == 5

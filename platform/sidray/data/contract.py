@@ -1,13 +1,14 @@
 """The contract of the tables that a user brings, checked: schemas stop the job, bad rows get a reason.
 
 check_schema(table, settings)  # raises UserError: file, column, given and wanted type, remedy
+check_renamed(tables, settings)  # the same for names in data.columns that no table has
 reasons = Reasons(block.num_rows);  reasons.add(mask, "empty title")
 block = conform(block, "items", settings, reasons)  # contract names, plain types
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -71,6 +72,21 @@ def check_schema(table: TableFiles, settings: DataSettings) -> None:
                     f"data.{table.name}: column {given!r} of {file} is {kind}, and the contract wants {wanted}",
                     f"write it as {wanted}, or name another column: data.columns.{name}=...",
                 )
+
+
+def check_renamed(tables: Collection[TableFiles], settings: DataSettings) -> None:
+    """Raises UserError for a column that data.columns names and none of the tables has that could: an optional one
+    would be missed by nobody. What is for a table that is not given is not looked at."""
+    for name, given in settings.columns.items():
+        able = [table for table in tables if name in column_names(table.name, settings)]
+        there = sorted({column for table in able for _, schema in table.schemas for column in schema.names})
+        if able and given not in there:
+            where = " and ".join(f"data.{table.name}" for table in able)
+            raise UserError(
+                f"data.columns.{name}: there is no column {given!r}{nearest(given, there)} in {where}; "
+                f"there are {', '.join(there)}",
+                f"mend data.columns.{name} or leave it out; or add the column, null where there is nothing",
+            )
 
 
 def _accepts(kind: pa.DataType, wanted: str) -> bool:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from sidray import storage
 from sidray.data.catalogue import MANIFEST
-from sidray.data.contract import check_schema
+from sidray.data.contract import check_renamed, check_schema
 from sidray.data.items import write_items
 from sidray.data.quarantine import Quarantine
 from sidray.data.relations import RelationWriter
@@ -41,6 +41,7 @@ def ingest(settings: DataSettings, output: str, wanted: Wanted | None = "clicks"
     tables = {name: open_table(uri, name) for name, uri in uris.items()}
     for table in tables.values():
         check_schema(table, settings)
+    check_renamed(tables.values(), settings)
     storage.make_folder(output)
     with Quarantine(storage.join(output, "quarantine"), settings.max_bad_fraction) as quarantine:
         index = write_items(tables["items"], settings, storage.join(output, "items.lance"), quarantine)

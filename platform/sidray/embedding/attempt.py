@@ -21,10 +21,11 @@ import pyarrow as pa
 
 from sidray import storage
 from sidray.data.catalogue import MANIFEST, Catalogue
+from sidray.data.contract import column_names
 from sidray.data.ingest import ingest
 from sidray.data.quarantine import SCHEMA, Quarantine
 from sidray.data.settings import DataSettings
-from sidray.data.tables import fingerprint, open_table
+from sidray.data.tables import TableFiles, fingerprint, open_table
 from sidray.embedding.parts import Parts
 from sidray.errors import UserError
 from sidray.finished import RunFolder
@@ -71,15 +72,15 @@ class Attempt:
 def attempt(run: RunFolder, items: str, folder: str, max_bad_fraction: float) -> Iterator[Attempt]:
     """The one that a killed call left in the folder, if it was of these items and this model; else a new one."""
     data = run.recipe.data
+    table = open_table(items, "items")  # one that is none is told before anything is written
     settings = DataSettings(
         source="tables",
         items=items,
         text_fields=data.text_fields,
-        columns=data.columns,
+        columns=_renamed(table, data),
         max_image_pixels=data.max_image_pixels,
         max_bad_fraction=max_bad_fraction,
     )
-    open_table(items, "items")  # a table that is none is told before anything is written
     shard_rows = run.recipe.embedding.shard_rows  # parts of another size are not its own
     identity = [settings.model_dump(exclude={"max_bad_fraction"}), fingerprint(items), run.model_key, shard_rows]
     name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
@@ -96,3 +97,11 @@ def attempt(run: RunFolder, items: str, folder: str, max_bad_fraction: float) ->
         yield Attempt(folder, left["number"], items, Catalogue.open(work), max_bad_fraction, lease)
         storage.delete(note)
         storage.delete(work)
+
+
+def _renamed(table: TableFiles, data: DataSettings) -> dict[str, str]:
+    """Of the run's data.columns those of items; a name that its clicks alone may have had is left out where the table
+    has the contract's own."""
+    there = {name for _, schema in table.schemas for name in schema.names}
+    own = {name: given for name, given in data.columns.items() if name in column_names("items", data)}
+    return {name: given for name, given in own.items() if given in there or name not in there}
