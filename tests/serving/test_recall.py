@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from sidray.retrieval import index, item_table
 from sidray.serving.messages import Found, RecallQuery, Refusal, SimilarFound, SimilarQuery
 from sidray.serving.recall import Recall
 from sidray.serving.settings import RecallSettings
+from sidray.serving.view import View
 from tests.serving.runs import DIMENSION, MODEL_KEY, PARTITIONS, STEPS, tiny_run, vectors_of
 
 COUNT = 40
@@ -142,6 +145,25 @@ def test_what_it_serves(tmp_path: Path) -> None:
     assert (told.dimension, told.items, told.partitions, told.fields) == (DIMENSION, COUNT, 3, ["shop", "sids"])
     assert (told.delta, told.run) == (0, "tiny-1-model")
     assert 0 <= told.lag_seconds < 10
+
+
+async def test_a_picture_that_is_slow_to_fetch_holds_up_no_search(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recall, fetched = Recall(run, RecallSettings(threads=1)), threading.Event()
+
+    def fetch(view: View, item: dict[str, Any]) -> bytes:
+        fetched.wait(10)
+        return b"jpeg"
+
+    monkeypatch.setattr(View, "thumbnail", fetch)
+    picture = asyncio.create_task(recall.thumbnail("i001"))
+    await asyncio.sleep(0.05)
+    async with asyncio.timeout(5):
+        assert isinstance(await recall.search(query()), Found)
+    assert not picture.done()
+    fetched.set()
+    assert await picture == b"jpeg"
 
 
 def test_a_sample_of_searches_is_held_against_exact_ones(tmp_path: Path) -> None:

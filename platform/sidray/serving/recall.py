@@ -24,6 +24,7 @@ from sidray.serving.view import HIT, View
 
 T = TypeVar("T")
 _HINTS = 1000  # partitions among which the nearest name is looked for: it takes their number in time
+_PICTURES = 4  # fetched at once
 _WAIT_S = 2.0  # for min_table_version
 _LOOK_S = 0.01
 
@@ -35,6 +36,7 @@ class Recall:
         self._follower = Follower(Collection.of(run), settings.poll_ms / 1000, shard, settings.gpus > 0)
         self._fields = [*run.recipe.data.text_fields, "sids"]
         self._searchers = ThreadPoolExecutor(settings.threads, "search")
+        self._pictures = ThreadPoolExecutor(_PICTURES, "picture")  # they are in the storage: no search waits for it
         self._checks = ThreadPoolExecutor(1, "check")
         self._check_every = settings.check_every
         self._searches = 0
@@ -86,7 +88,7 @@ class Recall:
         item = await self._run(View.item, view, item_id)
         if item is None:
             return _unknown_item(item_id)
-        picture = await self._run(View.thumbnail, view, item)
+        picture = await asyncio.get_running_loop().run_in_executor(self._pictures, view.thumbnail, item)
         return picture or Refusal(404, "no_picture", f"item {item_id!r} has no picture", "item_id")
 
     async def describe(self) -> Index:
