@@ -167,6 +167,38 @@ async def test_health_fails_when_the_model_thread_hangs(
     await embedder.check_health()
 
 
+async def test_health_fails_when_the_model_fails_whatever_it_reads(
+    model: FakeModel, run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(ids: Sequence[Sequence[int]]) -> Vectors:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    embedder = Embedder(run, EmbedderSettings(batch_wait_ms=0))
+    with monkeypatch.context() as patched:
+        patched.setattr(model, "encoded_queries", fails)
+        for _ in range(module.MAX_FAILED):
+            await embedder.check_health()
+            with pytest.raises(RuntimeError, match="CUDA"):
+                await embedder.embed("ab", None)
+        for _ in range(3):  # Serve asks more than once
+            with pytest.raises(RuntimeError, match=r"fails with sound input.*CUDA"):
+                await embedder.check_health()
+    await embedder.check_health()
+
+
+@pytest.mark.parametrize("reads_text", [True, False])
+async def test_input_that_the_model_cannot_read_leaves_the_replica_healthy(
+    model: FakeModel, run: RunFolder, reads_text: bool
+) -> None:
+    model.reads_text = reads_text
+    embedder = Embedder(run, EmbedderSettings(batch_wait_ms=0))
+    for _ in range(2 * module.MAX_FAILED):
+        with pytest.raises(ValueError, match="damaged"):
+            await embedder.embed("", b"broken")
+        await embedder.check_health()
+    assert isinstance(await embedder.embed("", b"png"), Embedded)
+
+
 async def test_what_is_outstanding_is_reported_in_tokens(model: FakeModel, run: RunFolder) -> None:
     """A picture counts as its share of a batch: a quarter of 80 tokens."""
     embedder = Embedder(run, EmbedderSettings(batch_tokens=80, batch_pictures=4, batch_wait_ms=50))

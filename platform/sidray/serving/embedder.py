@@ -7,6 +7,7 @@ most one batch in the thread, so that a bulk client cannot starve searches: a se
 from __future__ import annotations
 
 import asyncio
+import io
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from PIL import Image
 
 from sidray.embedding.encoded import load_model
 from sidray.finished import RunFolder
@@ -31,6 +33,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 MAX_INPUT_TOKENS = 8192
 STALLED_S = 120.0
+MAX_FAILED = 5  # calls of the model in a row, before it is asked something that it must be able to read
 
 
 @dataclass(frozen=True)
@@ -49,10 +52,10 @@ class Embedder:
 
     def __init__(self, run: RunFolder, settings: EmbedderSettings) -> None:
         # The one thread that touches the model; the number of torch's threads belongs to the thread that uses them.
-        executor = ThreadPoolExecutor(1, "model", torch.set_num_threads, (settings.threads,))
+        self._executor = executor = ThreadPoolExecutor(1, "model", torch.set_num_threads, (settings.threads,))
         self._model = executor.submit(load_model, run).result()
-        if self._model.reads_text:
-            executor.submit(self._model.queries, ["warm-up"]).result()
+        executor.submit(self._answer_something).result()
+        self._failed = 0  # calls in a row
         self._run = run.name
         self._images = self._model.reads_pictures
         self._max_query_tokens = run.recipe.model.text.max_query_tokens
@@ -62,8 +65,11 @@ class Embedder:
         def lane(name: str, compute: Callable[[list[T]], Sequence[R]], budget: int) -> Batcher[T, R]:
             def timed(rows: list[T]) -> Sequence[R]:
                 started = time.monotonic()
+                self._failed += 1
                 try:
-                    return compute(rows)
+                    answers = compute(rows)
+                    self._failed = 0
+                    return answers
                 finally:
                     self._metrics.computed(name, len(rows), time.monotonic() - started)
 
@@ -104,10 +110,23 @@ class Embedder:
         return {STAT: self._texts.budget * sum(parts)}
 
     async def check_health(self) -> None:
-        """Serve replaces a replica whose model thread hangs."""
+        """Serve replaces a replica whose model thread hangs, and one whose model fails whatever it reads, as after an
+        error of its GPU. It is not enough that rows fail: a client may send such rows alone."""
         busy_s = max(lane.busy_s for lane in self._lanes)
         if busy_s > STALLED_S:
             raise RuntimeError(f"the model has been busy with one batch for {busy_s:.0f} s")
+        if self._failed >= MAX_FAILED:
+            try:
+                await asyncio.get_running_loop().run_in_executor(self._executor, self._answer_something)
+            except Exception as error:
+                raise RuntimeError(f"the model fails with sound input: {error!r}") from error
+            self._failed = 0
+
+    def _answer_something(self) -> None:
+        if self._model.reads_text:
+            self._model.queries(["warm-up"])
+        else:
+            self._model.pictures([_blank_picture()])
 
     async def _embed(
         self, texts: Batcher[str, _Computed | Refusal], query: str, image: bytes | None
@@ -175,6 +194,12 @@ class Embedder:
             return None
         message = f"the query has {count:,} tokens, more than {MAX_INPUT_TOKENS:,}"
         return Refusal(413, "query_too_long", message, "query")
+
+
+def _blank_picture() -> bytes:
+    stored = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(stored, "PNG")
+    return stored.getvalue()
 
 
 def _times(submitted: float, parts: list[_Computed]) -> Times:
