@@ -197,9 +197,19 @@ def test_a_step_that_was_taken_over_does_not_finish(tmp_path: object) -> None:
     assert store.manifest(step) is None
 
 
-def test_google_cloud_storage_is_understood() -> None:
-    filesystem, path = storage.open_uri("gs://anonymous@bucket/runs/a")
-    assert (filesystem.type_name, path) == ("gcs", "bucket/runs/a")
+def test_lance_and_we_find_the_same_folder_under_every_name(proxy: FlakyProxy) -> None:
+    """Labels of variants are folders of a collection."""
+    letters = "".join(chr(code) for code in range(32, 127) if chr(code) != "/")
+    for name in ("basic method", "Grün", letters, storage._ODD.sub("", letters)):
+        uri = f"s3://flaky/{storage.plain(name)}/rows.lance"
+        write_dataset(uri, pa.table({"a": [1]}))
+        assert storage.exists(uri)
+        storage.copy(uri, f"{uri}-copy")
+        assert open_dataset(f"{uri}-copy").count_rows() == 1
+    with pytest.raises(UserError, match="' ' cannot be in the name"):
+        write_dataset("s3://flaky/basic method", pa.table({"a": [1]}))
+    with pytest.raises(UserError, match="'ü' cannot be in the name"):
+        Store("s3://flaky/Grün")
 
 
 @pytest.fixture(scope="module")

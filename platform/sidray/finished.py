@@ -51,8 +51,9 @@ class RunFolder:
 
     @property
     def name(self) -> str:
-        """Of the run and its variant, among those of one root."""
-        return f"{self.uri.rsplit('/', 1)[1]}-{self.label}"
+        """Of the run and its variant, among those of one root. It becomes a folder's: in an object store plain."""
+        label = storage.plain(self.label) if "://" in self.uri else self.label
+        return f"{self.uri.rsplit('/', 1)[1]}-{label}"
 
     @property
     def model_key(self) -> str:

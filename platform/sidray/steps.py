@@ -109,6 +109,7 @@ class Store:
 
     def __init__(self, root: str, say: Callable[[str], None] = print) -> None:
         self.root = storage.absolute(root)
+        storage.check_letters(self.root)
         self.say = say
 
     def _folder(self, step: Step) -> str:

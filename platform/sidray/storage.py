@@ -1,4 +1,4 @@
-"""Files on any filesystem that pyarrow opens: a path, s3://, gs://. A URI is a string; `open_uri` resolves it.
+"""Files on a disk and in object stores: a path, s3://, gs://. A URI is a string; `open_uri` resolves it.
 
 write_json("s3://bucket/runs/a/manifest.json", {"done": True});  read_json(...)
 
@@ -9,11 +9,14 @@ StorageError that names the URI; a file that is not there is a FileNotFoundError
 from __future__ import annotations
 
 import atexit
+import datetime
 import functools
+import hashlib
 import itertools
 import json
 import os
 import random
+import re
 import tempfile
 import time
 import uuid
@@ -21,7 +24,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit, urlunsplit
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -33,37 +35,52 @@ from sidray.scratch import Scratch, delete_orphans
 ATTEMPTS = 8  # of a request to S3: with random waits of up to 1, 2, 4, ... 20 s between them, some 45 s and at most 71
 PROBES = 4  # of the first one, which tells a wrong address or name: 4 s
 TIMEOUT_S = 10.0  # without a byte of an answer
+GCS_RETRY = datetime.timedelta(
+    seconds=60
+)  # for which a request to Google's is repeated; by itself a quarter of an hour
 RETRY_S = 20  # for which Lance repeats a request; to list a folder it does so six times
 REPEAT_S = 15.0  # for which `repeated` begins anew
+_ODD = re.compile(r"""[^!-~]|["#<>?`{}]""")  # what an object store's name may not hold, found by trying all of ASCII
 T = TypeVar("T")
 
 
 def open_uri(uri: str) -> tuple[pafs.FileSystem, str]:
     """The filesystem and the path inside it. Relative local paths are taken from the working directory.
 
-    Raises UserError for a scheme that pyarrow does not know."""
+    Raises UserError for a scheme that pyarrow does not know, and for a URI with a secret or with options."""
     try:
         if "://" not in uri:
             return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(uri))
+        _check_place(uri)
         return _remote(uri)
     except UserError:
         raise
     except (pa.ArrowInvalid, OSError, ValueError) as error:
-        secret = uri.partition("://")[2].partition("/")[0].rpartition("@")[0]
-        reason = str(error).replace(f"{secret}@", "")
-        raise UserError(
-            f"cannot open {shown(uri)}: {reason}", "give a path or a URI such as s3://bucket/folder"
-        ) from error
+        raise UserError(f"cannot open {uri}: {error}", "give a path or a URI such as s3://bucket/folder") from error
+
+
+def _check_place(uri: str) -> None:
+    """Raises UserError for key:secret@, which would be printed and stored with the URI, and for ?options, behind which
+    no file has a name."""
+    scheme, _, rest = uri.partition("://")
+    place = rest.partition("/")[0]
+    if ":" in place and "@" in rest[rest.index(":") :]:
+        remedy = "leave it out, and set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or use the role of the machine"
+        raise UserError(f"cannot open {scheme}://...: the URI holds a key or a password", remedy)
+    if place and "?" in rest:
+        remedy = "set AWS_ENDPOINT_URL, AWS_REGION and the like in the environment instead"
+        raise UserError(f"cannot open {uri.partition('?')[0]}: a URI with options (?...) is not opened", remedy)
 
 
 def _remote(uri: str) -> tuple[pafs.FileSystem, str]:
     """A bucket's filesystem is opened once: opening one asks the network for its region."""
-    parts = urlsplit(uri, allow_fragments=False)  # a key may have a #
-    if not parts.netloc:
+    scheme, _, rest = uri.partition("://")
+    place, _, path = rest.partition("/")
+    if not place:
         filesystem, path = pafs.FileSystem.from_uri(uri)
         return filesystem, str(path)
-    filesystem, bucket = _bucket(urlunsplit((parts.scheme, parts.netloc, "", parts.query, "")))
-    return filesystem, bucket.rstrip("/") + parts.path.rstrip("/")
+    filesystem, bucket = _bucket(f"{scheme.lower()}://{place}")
+    return filesystem, f"{bucket.rstrip('/')}/{path}".rstrip("/")
 
 
 class _S3(pafs.S3FileSystem):
@@ -86,6 +103,8 @@ def _reopened(uri: str) -> pafs.FileSystem:
 def _bucket(uri: str) -> tuple[pafs.FileSystem, str]:
     """Raises StorageError where nobody listens, UserError for a bucket of S3 that does not exist."""
     found, path = pafs.FileSystem.from_uri(uri)
+    if found.type_name == "gcs":
+        return pafs.GcsFileSystem(**{**found.__reduce__()[1][0], "retry_time_limit": GCS_RETRY}), str(path)
     if not isinstance(found, pafs.S3FileSystem):
         return found, str(path)
     options = {**found.__reduce__()[1][0], "allow_delayed_open": True}  # a small file in one request, not in three
@@ -95,23 +114,34 @@ def _bucket(uri: str) -> tuple[pafs.FileSystem, str]:
         if is_unreachable(error):
             raise _told(uri, "open", error) from error
     else:
-        if info.type == pafs.FileType.NotFound and not options["allow_bucket_creation"]:
-            raise UserError(f"cannot open {shown(uri)}: the bucket does not exist", "make it, or mend its name")
+        if info.type == pafs.FileType.NotFound:
+            raise UserError(f"cannot open {uri}: the bucket does not exist", "make it, or mend its name")
     return _S3(uri, ATTEMPTS, options), str(path)
 
 
 def lance_options(uri: str) -> dict[str, str] | None:
-    """The `storage_options` of a Lance dataset there: the same patience; all else it takes from the environment."""
+    """The `storage_options` of a Lance dataset there: the same patience; all else it takes from the environment.
+
+    Raises UserError as `check_letters` does."""
     if "://" not in uri:
         return None
+    check_letters(uri)
     return {"client_max_retries": "100", "client_retry_timeout": str(RETRY_S)}
 
 
-def shown(uri: str) -> str:
-    """The URI for people: without the key and the secret that it may hold."""
-    scheme, found, rest = uri.partition("://")
-    place, slash, path = rest.partition("/")
-    return f"{scheme}{found}{place.rpartition('@')[2]}{slash}{path}" if found else uri
+def check_letters(uri: str) -> None:
+    """Raises UserError for a URI of an object store with a space or another letter that Lance spells in its own way
+    (%20), so that what it writes is not where everything else looks."""
+    if "://" in uri and (odd := _ODD.search(uri)):
+        remedy = "choose another one: of Latin letters, digits and . _ ~ = + -"
+        raise UserError(f"{uri}: {odd[0]!r} cannot be in the name of a folder in an object store", remedy)
+
+
+def plain(name: str) -> str:
+    """The name itself where `check_letters` lets it pass, else one that it does, and that no other name gets."""
+    if not _ODD.search(name):
+        return name
+    return f"{_ODD.sub('-', name)}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def is_local(uri: str) -> bool:
@@ -161,7 +191,7 @@ def _told(uri: str, doing: str, error: OSError) -> StorageError:
     reason, remedy = reason_of(error)
     if doing == "write":
         remedy = f"{remedy}, or choose another folder with runs.root=URI" if remedy else "choose another runs.root=URI"
-    return StorageError(f"cannot {doing} {shown(uri)}: {reason}", remedy)
+    return StorageError(f"cannot {doing} {uri}: {reason}", remedy)
 
 
 @contextmanager
