@@ -98,6 +98,13 @@ async def test_shadows_get_copies_and_never_answer(runs: dict[str, Run]) -> None
     assert [len(runs[name].recalled) for name in "abc"] == [5, 5, 5]
 
 
+async def test_a_shadow_is_not_asked_for_the_primarys_table_version(runs: dict[str, Run]) -> None:
+    traffic = traffic_of(runs, Shares({"a": 1.0}, ["b"]))
+    await request(traffic, "POST", "/v1/search", {"query": "soup", "min_table_version": 7})
+    await asyncio.gather(*traffic._copies)
+    assert [runs[name].recalled[0].min_table_version for name in "ab"] == [7, 0]
+
+
 async def test_a_vector_goes_to_no_other_model(runs: dict[str, Run]) -> None:
     """The gateway cannot see whose it is: the primary's, or that of the run which the client names."""
     traffic = traffic_of(runs, Shares({"a": 0.6, "b": 0.4}, ["c"]))
@@ -258,6 +265,7 @@ async def test_a_run_that_is_not_up_is_503(runs: dict[str, Run], monkeypatch: py
 
 async def test_readiness_is_the_primarys_and_shared(runs: dict[str, Run], monkeypatch: pytest.MonkeyPatch) -> None:
     """Probes need no key: whoever asks often or names a run costs the runs nothing."""
+    monkeypatch.setattr("sidray.serving.traffic.READINESS_S", 60.0)
     asked: list[str] = []
 
     async def ask(name: str) -> None:

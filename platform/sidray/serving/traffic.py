@@ -136,7 +136,9 @@ class Traffic:
             raise ApiError(overloaded(f"the model of run {name} does not answer")) from error
 
     def copy(self, request: SearchRequest) -> None:
-        """Sends a search to the shadows, whose answers nobody waits for. Not a vector: it is of another run's model."""
+        """Sends a search to the shadows, whose answers nobody waits for. Not a vector, which is of another run's model;
+        and without a table version, which is another table's."""
+        request = request.model_copy(update={"min_table_version": 0})
         for name in self.shares.shadows if request.vector is None else []:
             if len(self._copies) >= MAX_SHADOWED:
                 return
