@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from concurrent.futures import wait
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +184,45 @@ def test_a_sample_of_searches_is_held_against_exact_ones(tmp_path: Path) -> None
         assert isinstance(found, Found)
         wanted = {item_id for item_id, _ in expected(vector.astype(np.float64), 5, ["food"], [], 400)}
         shares.append(len(wanted & {hit["item_id"] for hit in found.hits}) / 5)
-    recall._checks.shutdown()
+        if recall._checking:
+            recall._checking.result()
     assert seen == shares[1::2]
     assert 0 < min(shares) < 1
+
+
+async def test_checks_do_not_queue(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    recall, checked, gate = Recall(run, RecallSettings(check_every=1)), list[RecallQuery](), threading.Event()
+
+    def check(view: View, asked: RecallQuery, found: Found) -> None:
+        checked.append(asked)
+        gate.wait(10)
+
+    monkeypatch.setattr(recall, "_check", check)
+    for _ in range(4):
+        await recall.search(query())
+    gate.set()
+    await asyncio.to_thread(wait, [recall._checking])
+    await recall.search(query())
+    recall._checks.shutdown()
+    assert len(checked) == 2
+
+
+async def test_a_client_that_has_gone_ends_its_searches(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    recall, searches, gate, search = Recall(run, RecallSettings()), list[object](), threading.Event(), View.search
+
+    def slow(view: View, *args: Any) -> list[dict[str, Any]]:
+        searches.append(args)
+        gate.wait(10)
+        return search(view, *args)
+
+    monkeypatch.setattr(View, "search", slow)
+    history = SimilarQuery([f"i{n:03d}" for n in range(20)], 5, None, True, [])
+    asking = asyncio.create_task(recall.similar(history))
+    while not searches:
+        await asyncio.sleep(0.001)
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    gate.set()
+    recall._searchers.shutdown()
+    assert len(searches) == 1

@@ -6,9 +6,10 @@ A plain class; app.py makes it a Serve deployment. Replicas on a node share the 
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from sidray.errors import nearest
@@ -38,6 +39,7 @@ class Recall:
         self._searchers = ThreadPoolExecutor(settings.threads, "search")
         self._pictures = ThreadPoolExecutor(_PICTURES, "picture")  # they are in the storage: no search waits for it
         self._checks = ThreadPoolExecutor(1, "check")
+        self._checking: Future[None] | None = None
         self._check_every = settings.check_every
         self._searches = 0
         self._recall = histogram("sidray_search_recall")
@@ -52,8 +54,9 @@ class Recall:
             return refusal
         found = await self._run(_search, view, query)
         self._searches += 1
-        if self._searches % self._check_every == 0:
-            self._checks.submit(self._check, view, query, found)
+        idle = self._checking is None or self._checking.done()  # a check may take longer than the next is away
+        if self._searches % self._check_every == 0 and idle:
+            self._checking = self._checks.submit(self._check, view, query, found)
         return found
 
     async def similar(self, query: SimilarQuery) -> SimilarFound | Refusal:
@@ -63,7 +66,11 @@ class Recall:
             return view
         if refusal := _misnamed(view, query, self._fields):
             return refusal
-        return await self._run(_similar, view, query)
+        gone = threading.Event()
+        try:
+            return await self._run(_similar, view, query, gone)
+        finally:
+            gone.set()
 
     async def vectors(self, item_ids: list[str], min_table_version: int) -> dict[str, Vector] | Refusal:
         """Of those items that are here: [d] of unit length."""
@@ -140,9 +147,10 @@ def _search(view: View, query: RecallQuery) -> Found:
     return Found([_hit(item, query.fields) for item in found], view.key)
 
 
-def _similar(view: View, query: SimilarQuery) -> SimilarFound | Refusal:
+def _similar(view: View, query: SimilarQuery, gone: threading.Event) -> SimilarFound | Refusal:
     """One search from each item of the history (NoteLLM-2, section 4.5); a score is the cosine times the weight
-    recency^n of the n-th item, and of an item that several searches find the best one counts."""
+    recency^n of the n-th item, and of an item that several searches find the best one counts. No further search is
+    begun once the caller has `gone`."""
     known = query.vectors
     vectors = {each: view.vector_of(each) if each not in known else known[each] for each in query.item_ids}
     unknown = [item_id for item_id, vector in vectors.items() if vector is None]
@@ -155,6 +163,8 @@ def _similar(view: View, query: SimilarQuery) -> SimilarFound | Refusal:
     seen = query.item_ids if query.exclude_seen else []
     best: dict[str, dict[str, Any]] = {}
     for position, vector in enumerate(vectors.values()):
+        if gone.is_set():
+            break
         for item in view.search(vector, query.k, query.partitions, seen) if vector is not None else []:
             score = item["score"] * query.recency**position
             found = best.get(item["item_id"])
