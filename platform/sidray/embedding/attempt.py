@@ -46,13 +46,17 @@ class Attempt:
     lease: Lease
 
     def check(self, refused: Refused) -> None:
-        """Raises UserError when the encoder has refused too many."""
+        """Raises UserError when the encoder has refused too many. The next call tries these again, for it may have been
+        the machine, and takes all others over from the parts that are written."""
         if len(refused) > self.max_bad_fraction * self.catalogue.n_items:
             self.set_aside(refused)
+            note = _note(self.folder)
+            storage.write_json(note, {**storage.read_json(note), "number": self.number + 1})
             raise UserError(
                 f"{len(refused)} of {self.catalogue.n_items} items could not be encoded, more than "
                 f"max_bad_fraction={self.max_bad_fraction} allows (the last one, {refused[-1][0]!r}: {refused[-1][1]})",
-                f"mend them: {storage.join(self.folder, 'quarantine')} lists them; or raise --max-bad-fraction",
+                f"mend them: {storage.join(self.folder, 'quarantine')} lists them; or raise --max-bad-fraction; "
+                "where it was the machine, run the same command again",
             )
 
     def set_aside(self, refused: Refused) -> dict[str, int]:
@@ -84,7 +88,7 @@ def attempt(run: RunFolder, items: str, folder: str, max_bad_fraction: float) ->
     shard_rows = run.recipe.embedding.shard_rows  # parts of another size are not its own
     identity = [settings.model_dump(exclude={"max_bad_fraction"}), fingerprint(items), run.model_key, shard_rows]
     name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
-    note, work = storage.join(folder, "attempt.json"), storage.join(folder, "catalogue")
+    note, work = _note(folder), storage.join(folder, "catalogue")
     with Lease(folder) as lease:
         left = storage.read_json(note) if storage.exists(note) else None
         if left is None or left["name"] != name:
@@ -97,6 +101,10 @@ def attempt(run: RunFolder, items: str, folder: str, max_bad_fraction: float) ->
         yield Attempt(folder, left["number"], items, Catalogue.open(work), max_bad_fraction, lease)
         storage.delete(note)
         storage.delete(work)
+
+
+def _note(folder: str) -> str:
+    return storage.join(folder, "attempt.json")
 
 
 def _renamed(table: TableFiles, data: DataSettings) -> dict[str, str]:
