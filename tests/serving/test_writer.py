@@ -50,6 +50,7 @@ class Folds:
 
     async def __call__(self, run: RunFolder) -> None:
         self.count += 1
+        Collection.of(run).fold()
 
 
 @pytest.fixture
@@ -293,24 +294,52 @@ async def test_a_kill_between_steps_leaves_all_or_nothing(
     assert titles(run, version).keys() >= {"a1", "a2"}
 
 
+async def upkeep(writer: Writer) -> None:
+    """As Serve has it done every few seconds."""
+    await writer.check_health()
+    assert writer._upkeep is not None
+    await writer._upkeep
+
+
 async def test_much_was_written_or_some_long_ago_starts_one_fold(run: RunFolder) -> None:
     folds = Folds()
     writer = writer_of(run, Encoder(), folds, fold_rows=3, fold_s=1000)
     await writer.put([item("a1"), item("a2")])
-    await writer.check_health()
-    await asyncio.sleep(0)
+    await upkeep(writer)
     assert folds.count == 0
     await writer.put([item("a3")])
     for _ in range(3):
-        await writer.check_health()
-        await asyncio.sleep(0)
+        await upkeep(writer)
     assert folds.count == 1
     soon = writer_of(run, Encoder(), folds, fold_rows=100, fold_s=1e-9)
-    await soon.check_health()  # nothing was written
+    await upkeep(soon)  # nothing was written
     await soon.put([item("a4")])
-    await soon.check_health()
-    await asyncio.sleep(0)
+    await upkeep(soon)
     assert folds.count == 2
+
+
+@pytest.mark.parametrize("settings", [{"fold_rows": 2, "fold_s": 1000}, {"fold_rows": 100, "fold_s": 1e-9}])
+async def test_what_others_wrote_or_an_earlier_writer_is_folded(run: RunFolder, settings: dict[str, float]) -> None:
+    table, folds = Collection.of(run).table, Folds()
+    await writer_of(run, Encoder()).put([item("a1")])
+    later = writer_of(run, Encoder(), folds, **settings)
+    item_table.append(table, item_table.tombstones(["i000"]))  # as a batch job does
+    await upkeep(later)
+    assert folds.count == 1
+    await upkeep(later)
+    assert folds.count == 1
+
+
+async def test_a_storage_that_is_away_is_looked_at_again(run: RunFolder, tmp_path: Path) -> None:
+    folder, away, folds = Path(Collection.of(run).uri), tmp_path / "away", Folds()
+    writer = writer_of(run, Encoder(), folds, fold_rows=1)
+    await writer.put([item("a1")])
+    folder.rename(away)
+    await upkeep(writer)
+    assert folds.count == 0
+    away.rename(folder)
+    await upkeep(writer)
+    assert folds.count == 1
 
 
 async def test_a_fold_that_fails_is_tried_again_later(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -324,12 +353,10 @@ async def test_a_fold_that_fails_is_tried_again_later(run: RunFolder, monkeypatc
     writer = Writer(run, WriterSettings(commit_ms=1, fold_rows=1), Encoder(), fails)
     await writer.put([item("a1")])
     for _ in range(5):
-        await writer.check_health()
-        await asyncio.sleep(0)
+        await upkeep(writer)
     assert folds == 1
     monkeypatch.setattr(writer, "_fold_from", 0.0)
-    await writer.check_health()
-    await asyncio.sleep(0)
+    await upkeep(writer)
     assert folds == 2
 
 
@@ -338,9 +365,7 @@ async def test_many_commits_are_tidied(run: RunFolder, monkeypatch: pytest.Monke
     writer = writer_of(run, Encoder())
 
     async def fragments() -> int:
-        await writer.check_health()
-        if writer._upkeep is not None:
-            await writer._upkeep
+        await upkeep(writer)
         return len(item_table.open_version(Collection.of(run).table).get_fragments())
 
     for number in range(6):

@@ -104,6 +104,11 @@ class Collection:
         folder = storage.join(self.root, generation.index)
         return folder if generation.shards == 1 else storage.join(folder, f"shard-{shard}")
 
+    def pending(self) -> int:
+        """Rows of the log that the current generation was built without, whoever wrote them. Raises OSError when the
+        storage does not answer."""
+        return self._rows(None) - self._rows(self.pointer().current.table_version)
+
     def fold(self, shards: int = 0) -> Generation:
         """Builds a generation of the table's latest version, if anything was written since the last one, that one
         cannot be read, or has another number of shards (0: as it has); then compacts the table. Keeps the last KEEP,
@@ -167,8 +172,8 @@ class Collection:
                 raise OtherModelError(problem, remedy)
         return [name for manifest in manifests for name in manifest.partitions]
 
-    def _rows(self, version: int) -> int:
-        """In the log: with every write there are more."""
+    def _rows(self, version: int | None) -> int:
+        """In the log up to a version (None: the latest): with every write there are more."""
         return int(item_table.open_version(self.table, version).count_rows())
 
     def _build(self, version: int, partitions: list[str], shards: int) -> Generation:

@@ -32,7 +32,6 @@ class GroupCommit:
         self._wait_s = wait_s
         self._waiting: list[_Write] = []
         self._task: asyncio.Task[None] | None = None
-        self.rows = 0  # committed so far
         self.version = 0  # of the last commit
 
     async def write(self, rows: pa.Table) -> int:
@@ -63,7 +62,6 @@ class GroupCommit:
         except Exception as error:
             _fail(writes, error)
         else:
-            self.rows += len(rows)
             self.version = version
             for write in writes:
                 if not write.done.done():

@@ -111,7 +111,7 @@ class RecallSettings(DeploymentSettings):
 
 class WriterSettings(ReplicaSettings):
     """There is one replica. Writes that come within `commit_ms` share a commit. A new generation is built when
-    `fold_rows` were written, or some and the last one is `fold_s` old."""
+    `fold_rows` were written, by whomever, or some and the last one is `fold_s` old."""
 
     max_queued: Count = 256
     commit_ms: Annotated[float, Field(ge=0, le=100)] = 20.0

@@ -71,7 +71,6 @@ class Writer:
         self._log = self._thread.submit(TableLog, self._collection).result()
         self._commits = GroupCommit(self._log.append, self._thread, settings.commit_ms / 1000)
         self._upkeep: asyncio.Task[None] | None = None
-        self._folded = 0  # of the rows that were committed
         self._folded_at = time.monotonic()
         self._fold_from = 0.0  # not before
         self._seen = 0  # the last version when upkeep was last looked after: readers know it by now
@@ -113,16 +112,24 @@ class Writer:
         return written if isinstance(written, Refusal) else len(rows)
 
     async def check_health(self) -> None:
-        """Starts a fold, or tidies, when that is due: Serve calls this every few seconds."""
+        """Looks whether a fold or tidying is due: Serve calls this every few seconds."""
         seen, self._seen = self._seen, self._commits.version
-        if self._upkeep is not None and not self._upkeep.done():
+        if self._upkeep is None or self._upkeep.done():
+            self._upkeep = asyncio.create_task(self._look_after(seen))
+
+    async def _look_after(self, seen: int) -> None:
+        """Folds when that is due, whoever wrote the rows; else tidies when that is."""
+        try:
+            rows = await asyncio.to_thread(self._collection.pending)
+        except (UserError, *_AWAY) as error:
+            _LOGGER.warning("the item table does not say what was written: %s", error)
             return
-        rows, now = self._commits.rows - self._folded, time.monotonic()
+        now = time.monotonic()
         late = now - self._folded_at > self._settings.fold_s
-        if now >= self._fold_from and (rows >= self._settings.fold_rows or (rows and late)):
-            self._upkeep = asyncio.create_task(self._start_fold())
+        if now >= self._fold_from and (rows >= self._settings.fold_rows or (rows > 0 and late)):
+            await self._start_fold()
         elif seen - self._tidied >= TIDY_COMMITS:
-            self._upkeep = asyncio.create_task(self._tidy(seen))
+            await self._tidy(seen)
 
     def _texts(self, item: NewItem) -> list[str]:
         return [item.fields.get(name) or "" for name in self._text_fields]
@@ -160,10 +167,9 @@ class Writer:
             return _away(error)
 
     async def _start_fold(self) -> None:
-        rows = self._commits.rows
         try:
             await self._fold(self._run)
-            self._folded, self._folded_at = rows, time.monotonic()
+            self._folded_at = time.monotonic()
         except Exception as error:
             self._fold_from = time.monotonic() + FOLD_AGAIN_S
             _LOGGER.error("the collection could not be folded: %s", error)
