@@ -149,6 +149,20 @@ def test_pictures_of_a_block_of_uris_are_not_in_memory_together(
     assert pa.concat_tables(blocks)["item_id"].to_pylist() == [f"i{n}" for n in range(20)]
 
 
+def test_pictures_that_repeat_are_read_a_few_at_a_time(tmp_path: Path) -> None:
+    """Parquet stores such a picture once: what a row group holds is not what its rows are."""
+    image = noise((200, 200), "PNG")
+    rows = [{"item_id": f"i{n}", "title": "t", "image": image} for n in range(600)]
+    given = settings(tmp_path, items=rows)
+    assert (tmp_path / "items.parquet").stat().st_size < 2 * len(image)
+    table = open_table(given.items, "items")
+    assert max(batch.num_rows for batch in table.read(table.units[0], ["image"])) <= 256
+    blocks = list(read_items(table, 0, given))
+    assert max(block.nbytes for block in blocks) < 2.1 * 2**20
+    assert [row for block in blocks for row in block["_row"].to_pylist()] == list(range(600))
+    assert [item for block in blocks for item in block["item_id"].to_pylist()] == [f"i{n}" for n in range(600)]
+
+
 def test_bad_clicks_are_set_aside(tmp_path: Path) -> None:
     bad = [
         ({"query": None, "item_id": "i1", "split": "train"}, "null or empty query"),

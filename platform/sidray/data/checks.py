@@ -21,7 +21,7 @@ from sidray import storage
 from sidray.data.contract import Mask, Reasons, blank, conform, source_names
 from sidray.data.images import check_image
 from sidray.data.settings import DataSettings
-from sidray.data.tables import TableFiles
+from sidray.data.tables import BATCH_BYTES, TableFiles
 from sidray.errors import StorageError, UserError
 from sidray.failures import is_away
 
@@ -42,10 +42,18 @@ def read_items(table: TableFiles, number: int, settings: DataSettings) -> Iterat
     schema = next(schema for file, schema in table.schemas if file == unit.file)
     row = unit.first_row
     for batch in table.read(unit, [*source_names(schema, "items", settings).values()]):
-        positions = pa.array(np.arange(row, row + batch.num_rows))
-        units = pa.array(np.full(batch.num_rows, number, dtype=np.int32))
-        yield pa.Table.from_batches([batch]).append_column("_row", positions).append_column("_unit", units)
-        row += batch.num_rows
+        for piece in _pieces(batch):
+            positions = pa.array(np.arange(row, row + piece.num_rows))
+            units = pa.array(np.full(piece.num_rows, number, dtype=np.int32))
+            yield pa.Table.from_batches([piece]).append_column("_row", positions).append_column("_unit", units)
+            row += piece.num_rows
+
+
+def _pieces(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+    """The batch's rows in order, about BATCH_BYTES at a time."""
+    rows = max(1, BATCH_BYTES * batch.num_rows // max(1, batch.nbytes))
+    for start in range(0, batch.num_rows, rows):
+        yield batch.slice(start, rows)
 
 
 def check_items(block: pa.Table, settings: DataSettings, table: TableFiles) -> Iterator[pa.Table]:

@@ -23,6 +23,7 @@ from sidray.failures import failure_of
 
 BATCH_BYTES = 2 * 2**20  # of the encoded rows that one batch holds, about
 MAX_BATCH_ROWS = 65_536
+ITEM_ROWS = 256  # of one batch of items: a picture that repeats is stored once, and encoded sizes tell nothing
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,8 @@ def open_table(uri: str, name: str) -> TableFiles:
         raise UserError(f"data.{name}: the folder {uri} holds no *.parquet file", "write Parquet files into it")
     with ThreadPoolExecutor(16) as pool:
         footers = list(pool.map(lambda file: _footer(filesystem, file, name), files))
-    units = [unit for file, footer in zip(files, footers, strict=True) for unit in _row_groups(file, footer)]
+    most = ITEM_ROWS if name == "items" else MAX_BATCH_ROWS
+    units = [unit for file, footer in zip(files, footers, strict=True) for unit in _row_groups(file, footer, most)]
     schemas = [(file, footer.schema.to_arrow_schema()) for file, footer in zip(files, footers, strict=True)]
     return TableFiles(name, storage.absolute(uri), info.type == pafs.FileType.Directory, False, units, schemas)
 
@@ -101,7 +103,7 @@ def _open_lance(uri: str, name: str) -> TableFiles:
         raise UserError(f"data.{name}: {uri} cannot be read as a Lance dataset: {error}", "write it anew") from error
     units, first = [], 0
     for fragment in dataset.get_fragments():
-        units.append(Unit(uri, fragment.fragment_id, first, 256))
+        units.append(Unit(uri, fragment.fragment_id, first, ITEM_ROWS))
         first += fragment.count_rows()
     return TableFiles(name, uri, True, True, units, [(uri, dataset.schema)])
 
@@ -122,12 +124,13 @@ def _footer(filesystem: pafs.FileSystem, file: str, name: str) -> pq.FileMetaDat
         raise failure_of(error) or unreadable from error
 
 
-def _row_groups(file: str, footer: pq.FileMetaData) -> list[Unit]:
+def _row_groups(file: str, footer: pq.FileMetaData, most: int) -> list[Unit]:
+    """`most`: rows of a batch."""
     units, first = [], 0
     for group in range(footer.num_row_groups):
         info = footer.row_group(group)
         rows = max(1, info.num_rows)
-        batch_rows = min(MAX_BATCH_ROWS, max(16, BATCH_BYTES * rows // max(1, info.total_byte_size)))
+        batch_rows = min(most, max(16, BATCH_BYTES * rows // max(1, info.total_byte_size)))
         units.append(Unit(file, group, first, batch_rows))
         first += info.num_rows
     return units
