@@ -41,15 +41,16 @@ class Autoscaling(Bounds):
 
 
 class TokenAutoscaling(Bounds):
-    """Serve keeps each replica near `target_tokens` that wait or are computed (autoscaling.py)."""
+    """Serve keeps each replica near `target_tokens` that wait or are computed, and adds replicas while all have their
+    `max_ongoing` requests and more wait (autoscaling.py)."""
 
     target_tokens: Annotated[float, Field(gt=0)] = 512.0
 
-    def options(self) -> dict[str, Any]:
+    def options(self, max_ongoing: int) -> dict[str, Any]:
         """Serve's autoscaling_config."""
         policy = {
             "policy_function": "sidray.serving.autoscaling:OutstandingTokens",
-            "policy_kwargs": {"target": self.target_tokens},
+            "policy_kwargs": {"target": self.target_tokens, "max_ongoing": max_ongoing},
         }
         return {**self.model_dump(exclude={"target_tokens"}), "policy": policy}
 
@@ -76,6 +77,12 @@ class DeploymentSettings(ReplicaSettings):
             )
         return self
 
+    def scaling(self) -> dict[str, Any]:
+        """Serve's options for the number of replicas."""
+        if self.autoscaling is None:
+            return {"num_replicas": self.replicas}
+        return {"autoscaling_config": self.autoscaling.options()}
+
 
 class EmbedderSettings(ReplicaSettings):
     """A batch holds `batch_tokens` padded tokens, `batch_pictures` pictures or `batch_items` items; an idle model waits
@@ -95,6 +102,12 @@ class EmbedderSettings(ReplicaSettings):
     batch_items: Count = 16
     batch_wait_ms: Annotated[float, Field(ge=0)] = 2.0
     padding: Annotated[float, Field(ge=0)] = 0.1
+
+    def scaling(self) -> dict[str, Any]:
+        """Serve's options for the number of replicas."""
+        if self.autoscaling is None:
+            return {"num_replicas": self.replicas}
+        return {"autoscaling_config": self.autoscaling.options(self.max_ongoing)}
 
 
 class RecallSettings(DeploymentSettings):
