@@ -150,6 +150,25 @@ def test_only_the_chosen_lists_are_read(large: PartitionedIndex) -> None:
         assert (narrow.search(query_vecs, 10, asked)[1] != large.search(query_vecs, 10, asked)[1]).mean() > 0
 
 
+@pytest.mark.parametrize(("k", "probes"), [(10, [2, 142, 142]), (100, [2, 8, 142]), (1000, [2, 8, 60])])
+def test_spare_rows_are_of_the_lists_that_k_needs(large: PartitionedIndex, k: int, probes: list[int]) -> None:
+    span = next(span for span in large._lists if span[1] - span[0] == 5000)
+    lists = Lists(large._lists[span]._bounds, large._lists[span]._centroids, probes)
+    queries = unit(clustered(20, seed=7))
+    scores, rows = lists.search(queries, large._plain, k, spare=16)
+    assert rows.shape == (20, k + 16)
+    np.testing.assert_array_equal(rows[:, :k], lists.search(queries, large._plain, k)[1])
+    assert (rows != lists.search(queries, large._plain, k + 16)[1]).any()
+    assert (np.diff(scores) <= 0).all()
+
+
+def test_spare_rows_of_several_partitions_and_of_fewer_than_asked(large: PartitionedIndex) -> None:
+    query_vecs = clustered(10, seed=8)
+    for asked, k, spare in ((None, 10, 5), (["mid", "big"], 10, 5), (["mid"], 290, 40)):
+        found = large.search(query_vecs, k, asked, exact=True, spare=spare)
+        np.testing.assert_array_equal(found, large.search(query_vecs, k + spare, asked, exact=True))
+
+
 def test_lists_with_too_few_rows_are_not_enough() -> None:
     """Three near lists of one row each: five neighbours need the whole partition."""
     vectors = np.eye(8, dtype=np.float32)[[0, 1, 2, 3, 3, 3, 3]]

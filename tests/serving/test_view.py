@@ -12,9 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sidray import storage
 from sidray.embedding.pool import vector_column
 from sidray.errors import StorageError
-from sidray.retrieval import item_table
+from sidray.retrieval import index, item_table
+from sidray.retrieval.coarse import Lists
 from sidray.retrieval.collection import Collection
 from sidray.serving.follower import Follower
 from sidray.serving.view import View
@@ -254,6 +256,31 @@ def test_more_hidden_rows_than_a_search_asks_for_at_first(tmp_path: Path) -> Non
     item_table.append(collection.table, item_table.tombstones(ids[:40]))
     item_table.append(collection.table, rows(ids[40:80], 1))
     agrees(Follower(collection, FOREVER).view, collection, 0)
+
+
+@pytest.mark.parametrize("k", [85, 1000])
+def test_hidden_rows_are_no_reason_to_search_more_lists(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, k: int
+) -> None:
+    run = tiny_run(tmp_path, 4500)
+    table = item_table.indexed(storage.join(run.output("table"), "items.lance"))
+    index.build(table, run.output("index"), 1, MODEL_KEY, ivf_above=1000)
+    collection = Collection.of(run)
+    item_table.append(collection.table, rows([f"i{n:03d}" for n in range(0, 600, 3)], 1))
+    view, asked, search = Follower(collection, FOREVER).view, list[tuple[int, int]](), Lists.search
+
+    def seen(lists: Lists, queries: np.ndarray, vectors: np.ndarray, near: int, spare: int = 0) -> tuple:
+        asked.append((near, spare))
+        return search(lists, queries, vectors, near, spare)
+
+    monkeypatch.setattr(Lists, "search", seen)
+    vector = np.ones(DIMENSION, np.float32) / np.sqrt(DIMENSION).astype(np.float32)
+    exact = {hit["item_id"] for hit in view.search(vector, k, ["food"], [], exact=True)}
+    found = {hit["item_id"] for hit in view.search(vector, k, ["food"], [])}
+    assert len(found) == k
+    assert len(found & exact) / k > 0.98
+    assert asked[0] == (k, 16)
+    assert max(near for near, _ in asked) <= 1000  # for more the whole partition is searched
 
 
 def test_a_delta_that_was_thrown_away_leaves_nothing_behind(collection: Collection) -> None:

@@ -64,20 +64,20 @@ class Lists:
         self._centroids = centroids  # [L, d]
         self._probes = probes
 
-    def search(self, queries: Floats, vectors: Floats, k: int) -> tuple[Floats, Ints]:
-        """The k nearest rows in the lists nearest to each unit query [Q, d]: scores and rows of the index
-        [Q, min(k, n)]. `vectors` [N, d] are those of the whole index."""
+    def search(self, queries: Floats, vectors: Floats, k: int, spare: int = 0) -> tuple[Floats, Ints]:
+        """The k + spare nearest rows in the lists that hold the k nearest to each unit query [Q, d]: scores and rows of
+        the index [Q, min(k + spare, n)]. `vectors` [N, d] are those of the whole index."""
         low, high = int(self._bounds[0]), int(self._bounds[-1])
         probes = self._probes[bisect.bisect_left(KS, k)] if k <= KS[-1] else len(self._centroids)
         if probes == len(self._centroids):
-            return search_range(queries, vectors, low, high, k)
+            return search_range(queries, vectors, low, high, k + spare)
         _, lists = faiss.knn(queries, self._centroids, probes, metric=faiss.METRIC_INNER_PRODUCT)  # [Q, probes]
-        wanted = min(k, high - low)
+        wanted = min(k + spare, high - low)
         scores, rows = np.empty((len(queries), wanted), np.float32), np.empty((len(queries), wanted), np.int64)
         for i, chosen in enumerate(lists):
             candidates = self._rows(np.sort(chosen))
             if len(candidates) < wanted:
-                scores[i], rows[i] = search_range(queries[i : i + 1], vectors, low, high, k)
+                scores[i], rows[i] = search_range(queries[i : i + 1], vectors, low, high, wanted)
             else:
                 _search_rows(queries[i], vectors, candidates, scores[i], rows[i])
         return scores, rows

@@ -40,10 +40,10 @@ class TorchIndex(PartitionedIndex):
             self._resident[start : start + _BLOCK] = torch.tensor(self._plain[start : start + _BLOCK])
 
     @torch.inference_mode()
-    def _search_span(self, queries: Floats, span: Span, k: int, exact: bool) -> tuple[Floats, Ints]:
+    def _search_span(self, queries: Floats, span: Span, k: int, spare: int, exact: bool) -> tuple[Floats, Ints]:
         low, high = span
         inside = self._resident[low:high].T  # [d, n]
         blocks = torch.split(torch.from_numpy(queries).to(self.device), max(1, _SCORES // (high - low)))
-        best = [torch.topk(block @ inside, min(k, high - low)) for block in blocks]
+        best = [torch.topk(block @ inside, min(k + spare, high - low)) for block in blocks]
         scores, rows = (torch.cat([pair[i] for pair in best]).cpu().numpy() for i in (0, 1))
         return scores, np.asarray(rows + low)

@@ -12,6 +12,7 @@ from typing import Any
 import lance
 import numpy as np
 
+from sidray.retrieval.coarse import KS
 from sidray.retrieval.delta import Delta
 from sidray.retrieval.exact import Floats, Ints
 from sidray.retrieval.index import PartitionedIndex
@@ -97,18 +98,21 @@ class View:
     def _search_index(
         self, vector: Floats, k: int, partitions: Sequence[str] | None, left_out: Ints, exact: bool
     ) -> tuple[Floats, Ints]:
-        """At most k rows that are not left out. Asks for more rows until enough of them are left, or there are none."""
+        """At most k rows that are not left out. Asks for more rows until enough of them are left, or there are none:
+        those that turn out hidden are few among what is looked at for k, and no reason to look at a whole partition."""
         names = None if partitions is None else [name for name in partitions if self.index.has_partition(name)]
         if names == [] or not self.index.manifest.count:
             return np.zeros(0, np.float32), np.zeros(0, np.int64)
-        wanted = k + min(len(left_out), _MARGIN)
+        near, spare = k, min(len(left_out), _MARGIN)
         while True:
-            scores, rows = self.index.search(vector[None], wanted, names, exact)
+            scores, rows = self.index.search(vector[None], near, names, exact, spare)
             found = rows[0] >= 0
             kept = found & ~np.isin(rows[0], left_out)
             if kept.sum() >= k or not found.all():
                 return scores[0][kept][:k], rows[0][kept][:k]
-            wanted = min(4 * wanted, k + len(left_out))
+            wanted = min(4 * (near + spare), k + len(left_out))
+            near = max(k, min(wanted, KS[-1]))
+            spare = wanted - near
 
     def _left_out(self, exclude: Sequence[str]) -> Ints:
         return np.union1d(self.delta.hidden, self.index.rows_of(exclude)) if exclude else self.delta.hidden
