@@ -10,7 +10,8 @@ grid cache:   features.lance (grid fp16 [L * w], image_id); its metadata say L (
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from array import array
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,10 @@ IMAGE_VERSION = 1
 NOTE_VERSION = 3
 GRID_VERSION = 1
 ROWS_AT_ONCE = 8192
+LISTS = 2**20  # in one array, whose offsets are int32
+ID_BYTES = 4
+
+Texts = dict[bytes, int]  # the ids of a text, as _key makes them -> its number
 
 
 def text_cache(model: ModelSettings, settings: EmbeddingSettings, work: Work) -> Summary:
@@ -46,20 +51,19 @@ def text_cache(model: ModelSettings, settings: EmbeddingSettings, work: Work) ->
     catalogue = Catalogue.open(work.inputs["catalogue"])
     tokenizer = load_tokenizer(storage.local_folder(work.inputs["text-weights"]))
     prompter = Prompter(tokenizer, model.text, model.prompts, catalogue.text_fields)
-    texts: dict[tuple[int, ...], int] = {(prompter.eos,): 0}
-    items = _number(texts, _item_ids(catalogue, prompter))
-    queries = _number(texts, _query_ids(catalogue, prompter))
+    texts: Texts = {_key([], prompter.eos): 0}
+    items = _number(texts, _item_ids(catalogue, prompter), prompter.eos)
+    queries = _number(texts, _query_ids(catalogue, prompter), prompter.eos)
     for name, rows in (("items", items), ("queries", queries)):
         write_dataset(work.path(f"{name}.lance"), pa.table({"text": rows}))
-    _write_states(list(texts), "text-cache", model, settings, work)
-    return {"texts": len(texts), "tokens": sum(map(len, texts))}
+    tokens = sum(map(len, texts)) // ID_BYTES
+    _write_states(_lists(texts), "text-cache", model, settings, work)
+    return {"texts": len(texts), "tokens": tokens}
 
 
-def _item_ids(catalogue: Catalogue, prompter: Prompter) -> list[list[int]]:
-    out: list[list[int]] = []
+def _item_ids(catalogue: Catalogue, prompter: Prompter) -> Iterator[list[list[int]]]:
     for rows in _slices(catalogue):
-        out += prompter.items(item_texts(catalogue.items(rows, ["title", *prompter.fields]), prompter))
-    return out
+        yield prompter.items(item_texts(catalogue.items(rows, ["title", *prompter.fields]), prompter))
 
 
 def _slices(catalogue: Catalogue) -> Iterator[Rows]:
@@ -68,16 +72,35 @@ def _slices(catalogue: Catalogue) -> Iterator[Rows]:
         yield np.arange(start, min(start + ROWS_AT_ONCE, catalogue.n_items))
 
 
-def _query_ids(catalogue: Catalogue, prompter: Prompter) -> list[list[int]]:
+def _query_ids(catalogue: Catalogue, prompter: Prompter) -> Iterator[list[list[int]]]:
     clicks = catalogue.clicks()
     _, first = np.unique(clicks["query_id"].to_numpy(), return_index=True)
-    return prompter.queries([prompter.query_text(q) for q in clicks["query"].take(pa.array(first)).to_pylist()])
+    for start in range(0, len(first), ROWS_AT_ONCE):
+        queries = clicks["query"].take(pa.array(first[start : start + ROWS_AT_ONCE]))
+        yield prompter.queries([prompter.query_text(query) for query in queries.to_pylist()])
 
 
-def _number(texts: dict[tuple[int, ...], int], sequences: Sequence[Sequence[int]]) -> Rows:
+def _key(ids: list[int], eos: int) -> bytes:
+    """ids and EOS as int32: a tenth of what a tuple takes."""
+    return array("i", [*ids, eos]).tobytes()
+
+
+def _number(texts: Texts, slices: Iterable[list[list[int]]], eos: int) -> Rows:
     """The number of each sequence + EOS in `texts`, which grows by the new ones."""
-    eos = next(iter(texts))[0]
-    return np.array([texts.setdefault((*ids, eos), len(texts)) for ids in sequences], np.int64)
+    return np.concatenate(
+        [np.array([texts.setdefault(_key(ids, eos), len(texts)) for ids in each], np.int64) for each in slices]
+    )
+
+
+def _lists(texts: Texts) -> pa.ChunkedArray:
+    """list<int32> [len(texts)] of the ids, in their order."""
+    keys = list(texts)
+    return pa.chunked_array([_flat(keys[start : start + LISTS]) for start in range(0, len(keys), LISTS)])
+
+
+def _flat(keys: list[bytes]) -> pa.Array:
+    offsets = np.cumsum([0, *map(len, keys)]) // ID_BYTES
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(np.frombuffer(b"".join(keys), np.int32)))
 
 
 def note_cache(model: ModelSettings, style: PromptStyle, settings: EmbeddingSettings, work: Work) -> Summary:
@@ -90,19 +113,20 @@ def note_cache(model: ModelSettings, style: PromptStyle, settings: EmbeddingSett
     numbers = {text: number for number, text in enumerate(sorted(set(prompts), key=len))}  # by length: little padding
     index = pa.table({"text": pa.array([numbers[prompt] for prompt in prompts], pa.int64())})
     write_dataset(work.path("items.lance"), index)
-    _write_states(list(numbers), f"note-cache-{style}", model, settings, work)
+    ids = pa.array([list(prompt) for prompt in numbers], pa.list_(pa.int32()))
+    _write_states(ids, f"note-cache-{style}", model, settings, work)
     return {"prompts": len(numbers), "tokens": sum(map(len, numbers))}
 
 
 def _write_states(
-    texts: Sequence[Sequence[int]], name: str, model: ModelSettings, settings: EmbeddingSettings, work: Work
+    ids: pa.Array | pa.ChunkedArray, name: str, model: ModelSettings, settings: EmbeddingSettings, work: Work
 ) -> None:
-    ids = pa.table({"ids": pa.array([list(text) for text in texts], pa.list_(pa.int32()))})
-    write_dataset(work.path("ids.lance"), ids)
+    """ids: list<int32>, one for each text."""
+    write_dataset(work.path("ids.lance"), pa.table({"ids": ids}))
     make = functools.partial(
         _text_encoder, model, settings.precision, work.inputs["text-weights"], work.path("ids.lance")
     )
-    write_rows(work.path("texts.lance"), encode_rows(name, len(texts), make, settings))
+    write_rows(work.path("texts.lance"), encode_rows(name, len(ids), make, settings))
 
 
 def _text_encoder(model: ModelSettings, precision: Precision, weights: str, ids_uri: str) -> Encoder:
