@@ -38,6 +38,11 @@ def test_a_finished_run_is_an_application(run: str) -> None:
     assert isinstance(build_gateway({"weights": {"a": 0.9, "b": 0.1}, "shadows": ["c"]}), Application)
 
 
+def test_a_gateway_that_stops_has_the_time_for_a_write_that_came_last() -> None:
+    app: Any = build_gateway({"weights": {"a": 1}, "gateway": {"write_timeout_s": 100}})
+    assert app._bound_deployment._deployment_config.graceful_shutdown_timeout_s > 30 + 100  # 30 s it is still sent some
+
+
 async def test_an_application_says_what_it_was_built_from(run: str) -> None:
     values = {"run": run, "embedder": {"autoscaling": {"max_replicas": 2}}, "recall": {"replicas": 5}}
     app: Any = build_run(values)

@@ -32,6 +32,7 @@ from sidray.serving.settings import (
 from sidray.serving.traffic import Shares
 from sidray.serving.writer_replica import WriterReplica
 
+DRAINING_S = 30.0  # for which Serve still sends requests to a gateway that is to stop: proxies must hear of it
 CONSTRUCTOR_ATTEMPTS = 3  # a replica that cannot load will not load at the twentieth attempt
 
 
@@ -70,12 +71,18 @@ def build_gateway(args: Values) -> Application:
     Keys.load(settings.gateway.keys, settings.gateway.requests_per_s)
     # The gateway refuses by itself, in JSON: Serve lets more through than it takes.
     # New replicas are up before old ones stop: every change of the shares replaces them.
-    most = 2 * settings.gateway.max_ongoing
-    gateway = _deployment(Gateway, settings.gateway, max_ongoing_requests=most, max_surge_percent=100)
+    # One that stops answers what it has begun. The other deployments keep Serve's 20 s: their calls are tried again.
+    gateway = _deployment(
+        Gateway,
+        settings.gateway,
+        max_ongoing_requests=2 * settings.gateway.max_ongoing,
+        max_surge_percent=100,
+        graceful_shutdown_timeout_s=DRAINING_S + settings.gateway.write_timeout_s + 5,
+    )
     return gateway.bind(settings.gateway, Shares(settings.weights, list(settings.shadows)))
 
 
-def _deployment(target: type[Any], settings: ReplicaSettings, gpus: float = 0.0, **options: int) -> serve.Deployment:
+def _deployment(target: type[Any], settings: ReplicaSettings, gpus: float = 0.0, **options: float) -> serve.Deployment:
     """`options`: Serve's own, over those that the settings give."""
     given: dict[str, Any] = {"max_ongoing_requests": settings.max_ongoing}
     if isinstance(settings, DeploymentSettings | EmbedderSettings):
