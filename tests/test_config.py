@@ -134,6 +134,15 @@ def test_a_recipe_file_that_is_not_yaml(tmp_path: Path) -> None:
         load_recipe(str(path), [])
 
 
+def test_a_recipe_file_that_is_not_utf8(tmp_path: Path) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_bytes("extends: smgr-debug\nlabel: größer\n".encode("latin-1"))
+    with pytest.raises(UserError, match=r"own\.yaml is not UTF-8: .*position"):
+        load_yaml(str(path))
+    path.write_text("extends: smgr-debug\nlabel: größer\n", "utf-8")
+    assert load_yaml(str(path))["label"] == "größer"
+
+
 def test_null_takes_a_task_or_a_stage_out() -> None:
     given = ["stage_overrides.doc2docid=null", "stage_overrides.finetune.tasks={causal: null, query2item: 2}"]
     recipe = load_recipe("smgr-debug", given)[0]

@@ -61,7 +61,7 @@ def _read(name: str) -> tuple[Values, Path | None]:
         path = Path(name)
         if not path.is_file():
             raise UserError(f"recipe file {name} does not exist", "give a YAML file or the name of a shipped recipe")
-        text, folder = path.read_text(), path.parent
+        text, folder = _text(path), path.parent
     else:
         if name not in shipped() and not _resource(name).is_file():
             raise UserError(
@@ -75,6 +75,13 @@ def _read(name: str) -> tuple[Values, Path | None]:
     if not isinstance(values, dict):
         raise UserError(f"recipe {name} holds a {type(values).__name__}", "it must be a mapping of keys to values")
     return values, folder
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"recipe file {path} is not UTF-8: {error}", "save it as UTF-8") from error
 
 
 def load_yaml(name: str, overrides: Iterable[str] = (), _seen: tuple[str, ...] = ()) -> Values:

@@ -151,3 +151,22 @@ def test_a_lance_dataset_is_a_table_too(tmp_path: Path) -> None:
         item for unit in table.units for batch in table.read(unit, ["item_id"]) for item in batch["item_id"].to_pylist()
     ]
     assert read == [f"i{n}" for n in range(10)]
+
+
+def test_a_lance_dataset_is_read_as_it_was_when_it_was_opened(tmp_path: Path) -> None:
+    """Compaction gives its fragments other numbers."""
+    uri = str(tmp_path / "items")
+    for start in (0, 5):
+        rows = pa.Table.from_pylist(item_rows(10)).slice(start, 5)
+        lance.write_dataset(rows, uri, mode="append" if start else "create")
+    table = open_table(uri, "items")
+    lance.dataset(uri).optimize.compact_files()
+
+    def read() -> list[str]:
+        batches = [batch for unit in table.units for batch in table.read(unit, ["item_id"])]
+        return [item for batch in batches for item in batch["item_id"].to_pylist()]
+
+    assert read() == [f"i{n}" for n in range(10)]
+    lance.dataset(uri).cleanup_old_versions(datetime.timedelta(0))
+    with pytest.raises(UserError, match=r"data\.items: version 2 of .*items was removed while it was read"):
+        read()

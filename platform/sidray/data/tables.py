@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -20,6 +21,9 @@ from sidray import storage
 from sidray.datasets import open_dataset
 from sidray.errors import UserError
 from sidray.failures import failure_of
+
+if TYPE_CHECKING:
+    import lance
 
 BATCH_BYTES = 2 * 2**20  # of the encoded rows that one batch holds, about
 MAX_BATCH_ROWS = 65_536
@@ -43,14 +47,15 @@ class TableFiles:
     name: str  # items, clicks, pairs, events
     uri: str
     folder: bool  # else one file
-    lance: bool
+    version: int | None  # of a Lance dataset; None: Parquet
     units: list[Unit]
     schemas: list[tuple[str, pa.Schema]]  # one for each file
 
     def read(self, unit: Unit, columns: list[str]) -> Iterator[pa.RecordBatch]:
         """The unit's rows in order, a few MiB at a time. Columns that this file lacks are left out."""
-        if self.lance:
-            fragment = next(f for f in open_dataset(self.uri).get_fragments() if f.fragment_id == unit.group)
+        if self.version is not None:
+            fragments = _at_version(self.uri, self.version, self.name).get_fragments()
+            fragment = next(each for each in fragments if each.fragment_id == unit.group)
             present = [name for name in columns if name in fragment.schema.names]
             yield from fragment.to_batches(columns=present, batch_size=unit.batch_rows)
             return
@@ -79,7 +84,7 @@ def open_table(uri: str, name: str) -> TableFiles:
     most = ITEM_ROWS if name == "items" else MAX_BATCH_ROWS
     units = [unit for file, footer in zip(files, footers, strict=True) for unit in _row_groups(file, footer, most)]
     schemas = [(file, footer.schema.to_arrow_schema()) for file, footer in zip(files, footers, strict=True)]
-    return TableFiles(name, storage.absolute(uri), info.type == pafs.FileType.Directory, False, units, schemas)
+    return TableFiles(name, storage.absolute(uri), info.type == pafs.FileType.Directory, None, units, schemas)
 
 
 def fingerprint(uri: str) -> str:
@@ -105,7 +110,22 @@ def _open_lance(uri: str, name: str) -> TableFiles:
     for fragment in dataset.get_fragments():
         units.append(Unit(uri, fragment.fragment_id, first, ITEM_ROWS))
         first += fragment.count_rows()
-    return TableFiles(name, uri, True, True, units, [(uri, dataset.schema)])
+    return TableFiles(name, uri, True, int(dataset.version), units, [(uri, dataset.schema)])
+
+
+def _at_version(uri: str, version: int, name: str) -> lance.LanceDataset:
+    """The dataset as it was when its fragments were listed. UserError when that version was removed meanwhile."""
+    dataset = open_dataset(uri)
+    if dataset.version == version:
+        return dataset
+    try:
+        return dataset.checkout_version(version)
+    except (OSError, ValueError) as error:
+        gone = UserError(
+            f"data.{name}: version {version} of {uri} was removed while it was read",
+            "run the same command again, and remove old versions when nobody reads them",
+        )
+        raise failure_of(error) or gone from error
 
 
 def _parquet_files(filesystem: pafs.FileSystem, path: str) -> list[str]:
