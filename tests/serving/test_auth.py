@@ -60,6 +60,16 @@ async def test_probes_and_the_page_need_no_key_and_unknown_routes_do(two: tuple[
     assert (await get(two[0], f"Bearer {two[1]}", "/v1/index", prefix)).status_code == 200
 
 
+async def test_the_document_says_whether_a_key_is_needed(two: tuple[Keys, str, str]) -> None:
+    for keys in (two[0], Keys({})):
+        document = (await get(keys, None, "/openapi.json")).json()
+        routes = [(path, route) for path, each in document["paths"].items() for route in each.values()]
+        asking = {path for path, route in routes if "security" in route}
+        assert asking == ({path for path, _ in routes} - {"/healthz", "/readyz"} if keys.needed else set())
+        schemes = document["components"].get("securitySchemes", {}).values()
+        assert [(each["type"], each["scheme"]) for each in schemes] == [("http", "bearer")] * keys.needed
+
+
 async def test_two_keys_of_one_name_are_valid_and_share_a_rate(tmp_path: Path) -> None:
     (old, line), (new, other) = new_key("search"), new_key("search")
     (tmp_path / "keys").write_text(f"{line}\n{other}\n")

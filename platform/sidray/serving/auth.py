@@ -66,6 +66,11 @@ class Keys:
             keys._uri, keys._known = uri, _read(uri)
         return keys
 
+    @property
+    def needed(self) -> bool:
+        """Whether a request must bring one."""
+        return bool(self._known)
+
     async def follow(self) -> None:
         """Reads the file again every REREAD_S seconds, until it is cancelled. While the file cannot be read or is none,
         the keys that are known stay valid, and the log says so."""
@@ -79,7 +84,7 @@ class Keys:
     def refusal(self, authorization: str) -> Refusal | None:
         """Of a request with this Authorization header ("": none)."""
         name = ""
-        if self._known:
+        if self.needed:
             scheme, _, key = authorization.partition(" ")
             if scheme.lower() != "bearer" or not key.strip():
                 return _MISSING

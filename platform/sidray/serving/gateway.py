@@ -9,8 +9,9 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from fastapi.responses import PlainTextResponse
+from fastapi.security import HTTPBearer
 from ray import serve
 
 from sidray.serving import page, problems
@@ -27,7 +28,7 @@ Scrape = Callable[[], Awaitable[str]]
 
 def create_api(traffic: Traffic, max_in_flight: int, keys: Keys, scrape: Scrape) -> FastAPI:
     """The ASGI application. No documentation pages: they load scripts from elsewhere. While it runs it follows the file
-    of `keys`.
+    of `keys`; where it asks for them /openapi.json says so, so that generated clients send one. The guard checks them.
 
     `scrape` gives the text of /metrics."""
 
@@ -41,13 +42,14 @@ def create_api(traffic: Traffic, max_in_flight: int, keys: Keys, scrape: Scrape)
 
     api = FastAPI(title="sidray", version="1", docs_url=None, redoc_url=None, redirect_slashes=False, lifespan=running)
     api.state.traffic = traffic
-    api.include_router(router)
+    key = [Depends(HTTPBearer(auto_error=False, description="an API key"))] if keys.needed else []
+    api.include_router(router, dependencies=key)
     api.include_router(probes)
     api.include_router(page.router)
     api.add_middleware(Guard, max_in_flight=max_in_flight, keys=keys)
     problems.install(api)
 
-    @api.get("/metrics", response_class=PlainTextResponse)
+    @api.get("/metrics", response_class=PlainTextResponse, dependencies=key)
     async def metrics() -> str:
         """Prometheus text: what Ray's exporters on all live nodes have."""
         return await scrape()
