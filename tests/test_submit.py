@@ -19,7 +19,7 @@ import pytest
 from sidray.cluster import free_port
 from sidray.errors import UserError
 from sidray.recipe import load_recipe
-from sidray.submit import Job, connect, follow, known_job, log_end, refuse_relative, submit, table, variable
+from sidray.submit import Job, check_paths, connect, follow, known_job, log_end, submit, table, variable
 
 
 @pytest.fixture(scope="module")
@@ -76,8 +76,11 @@ def test_a_path_that_only_this_machine_knows_is_refused_before_anything_is_sent(
         tables = {"items": "/data/items", "clicks": "s3://b/clicks"} | {key: "mine.parquet"}
         given = ["runs.root=s3://b/runs", "data.source=tables", *(f"data.{name}={uri}" for name, uri in tables.items())]
         with pytest.raises(UserError, match=rf"data\.{key}=mine\.parquet"):
-            refuse_relative(load_recipe("smgr-debug", given)[2])
-    refuse_relative(load_recipe("smgr-debug", [f"runs.root={tmp_path}"])[2])
+            check_paths(load_recipe("smgr-debug", given)[2])
+    check_paths(load_recipe("smgr-debug", [f"runs.root={tmp_path}"])[2])
+    with pytest.raises(UserError, match="holds a key") as caught:
+        check_paths(load_recipe("smgr-debug", ["runs.root=s3://AKIA:hush@shop/runs"])[2])
+    assert "hush" not in str(caught.value)
 
 
 def test_paths_of_variants_and_of_weights_are_looked_at_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,7 +91,7 @@ def test_paths_of_variants_and_of_weights_are_looked_at_too(tmp_path: Path, monk
         ("model.text.weights=lm", "model.text.weights=lm"),
     ):
         with pytest.raises(UserError, match=key):
-            refuse_relative(load_recipe("smgr-debug", ["runs.root=s3://b/runs", given])[2])
+            check_paths(load_recipe("smgr-debug", ["runs.root=s3://b/runs", given])[2])
 
 
 def test_following_a_cluster_that_is_gone_ends_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,9 +24,10 @@ _AWAY = "the storage does not answer, or with errors, and all attempts failed"
 _REASONS = (
     (
         r"ACCESS_DENIED|ACCESS_KEY_ID|SIGNATURE|TOKEN|CREDENTIALS|AccessDenied|InvalidAccessKeyId|Signature|ExpiredToken"
-        r"|InvalidToken|40[13] (Forbidden|Unauthorized)|HTTP status 40[13]",
+        r"|InvalidToken|OAuth2|40[13] (Forbidden|Unauthorized)|HTTP status 40[13]",
         "access is denied",
-        "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the role of the machine, and what they may do there",
+        "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (Google: GOOGLE_APPLICATION_CREDENTIALS), or the role of "
+        "the machine, and what they may do there",
     ),
     (
         r"NO_SUCH_BUCKET|NoSuchBucket|Bucket '.*' not found",

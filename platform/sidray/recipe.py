@@ -27,7 +27,7 @@ class RunsSettings(Settings):
     """Where steps and runs are kept."""
 
     root: str = "./sidray-runs"
-    """Any URI that pyarrow.fs opens: a path, s3://, gs://."""
+    """A path, s3:// or gs://, without keys and options (data.md)."""
 
 
 class ControlSettings(Settings):

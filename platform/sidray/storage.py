@@ -51,7 +51,7 @@ def open_uri(uri: str) -> tuple[pafs.FileSystem, str]:
     try:
         if "://" not in uri:
             return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(uri))
-        _check_place(uri)
+        check_place(uri)
         return _remote(uri)
     except UserError:
         raise
@@ -59,7 +59,7 @@ def open_uri(uri: str) -> tuple[pafs.FileSystem, str]:
         raise UserError(f"cannot open {uri}: {error}", "give a path or a URI such as s3://bucket/folder") from error
 
 
-def _check_place(uri: str) -> None:
+def check_place(uri: str) -> None:
     """Raises UserError for key:secret@, which would be printed and stored with the URI, and for ?options, behind which
     no file has a name."""
     scheme, _, rest = uri.partition("://")

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from sidray import storage
 from sidray.config import Values
 from sidray.errors import UserError
 
@@ -78,7 +79,7 @@ def submit(recipe: str, overrides: Sequence[str], address: str, environment: Seq
     from sidray.recipe import load_recipe
 
     loaded, variants, values = load_recipe(recipe, list(overrides))
-    refuse_relative(values)
+    check_paths(values)
     modules = _modules([task for each in (loaded, *variants.values()) for task in each.own_tasks])
     variables = dict(map(variable, environment))
     client = connect(address)
@@ -115,15 +116,17 @@ def _copy(module: Path, to: Path) -> None:
         shutil.copy(module, to)
 
 
-def refuse_relative(values: Values) -> None:
+def check_paths(values: Values) -> None:
     """The job runs in a folder of its own on some node: runs.root, data, init_from and weights that are files must name
-    the same place there, in every variant.
+    the same place there, in every variant; and no URI holds a secret, which the job would carry in the open.
 
-    Raises UserError with the key."""
+    Raises UserError, with the key."""
     variants = values.get("variants") or {}
     everywhere = {"": values} | {f"variants.{name}.": change or {} for name, change in variants.items()}
     for key, path in (pair for start, each in everywhere.items() for pair in _paths(start, each)):
-        if path and "://" not in path and not Path(path).is_absolute():
+        if "://" in path:
+            storage.check_place(path)
+        elif path and not Path(path).is_absolute():
             raise UserError(
                 f"{key}={path} is relative to a folder of this machine, which the cluster does not have",
                 f"give {key} a URI (s3://..., gs://...) or an absolute path that every node mounts",
