@@ -10,6 +10,10 @@ SEEDS ?= 3
 ROOT ?= ./sidray-runs
 DATA ?=
 
+INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile
+# On all cores, which pip does not; what packages carry for other Pythons does not compile, and need not.
+COMPILE := $(BIN)/python -m compileall -q -j 0 $(VENV)/lib >/dev/null 2>&1 || true
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test chaos reproduce bench check format docs clean
 .FORCE:
@@ -24,12 +28,14 @@ $(VENV)/.extras: .FORCE  # newer only when EXTRAS are others; `cpu` and `gpu` bo
 
 $(VENV)/.installed-run: pyproject.toml $(VENV)/.extras
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[$(EXTRAS)]'
+	$(INSTALL) -e '.[$(EXTRAS)]'
+	$(COMPILE)
 	touch $@
 
 $(VENV)/.installed-dev: pyproject.toml $(VENV)/.extras
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[$(EXTRAS),dev]'
+	$(INSTALL) -e '.[$(EXTRAS),dev]'
+	$(COMPILE)
 	touch $(VENV)/.installed-run $@
 
 demo: $(VENV)/.installed-run  ## SMGR, its baselines and a text-only dual tower on the embedded catalogue

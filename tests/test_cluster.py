@@ -57,6 +57,7 @@ def test_a_cluster_takes_nobody_without_its_token(tmp_path: Path) -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.slow  # the test before it joins a cluster that asks for one
 def test_a_token_that_lies_about_is_not_shown_to_a_cluster_that_asks_for_none(tmp_path: Path) -> None:
     """Its tasks would not run."""
     (tmp_path / ".ray").mkdir()

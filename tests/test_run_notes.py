@@ -73,10 +73,6 @@ def test_the_run_folder_holds_the_tables_of_the_paper(run: RunFolder) -> None:
     zero_shot = ["zero-shot image", "zero-shot text", "zero-shot text + image"]
     assert set(rows) == {"popularity", "BM25", *methods, *alone, *zero_shot}
     assert [rows[label]["given"] for label in ("popularity", "BM25", "basic method")] == ["none", "text", "multimodal"]
-    assert {label: len(row["results"]) for label, row in rows.items() if len(row["results"]) > 1} == {"basic method": 2}
-    first, second = (result["rows"]["all pairs"] for result in rows["basic method"]["results"])
-    assert first["pairs"] == second["pairs"] > 0
-    assert first != second  # another seed
     text = (report / "report.md").read_text()
     for title in ("Methods", "Given one modality alone (table 3)", "Zero-shot (table 10)", "Long pairs (table 11)"):
         assert f"## {title}" in text

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sidray.evaluation.metrics import Ranks
@@ -299,6 +299,7 @@ def test_it_reads_what_a_run_left(debug_run: str, spec: Spec, tmp_path: Path) ->
 ABOUT: dict[str, Any] = {"key": "k1", "train_s": 1.5}
 
 
+@settings(max_examples=25)
 @given(st.lists(st.tuples(st.integers(0, 20_000), st.integers(0, 20_000)), min_size=1))
 def test_what_is_kept_of_ranks_is_enough_for_every_metric(tmp_path_factory: Any, pairs: list[tuple[int, int]]) -> None:
     ranks = Ranks(*np.array(pairs).T)

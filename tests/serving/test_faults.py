@@ -47,8 +47,10 @@ def kill(deployment: str) -> None:
 
 
 @contextmanager
-def load(url: str, work: Callable[[Client, int, int], object]) -> Iterator[list[Exception]]:
-    """CLIENTS threads that do work(client, thread, turn) over and over; yields what they could not hide."""
+def load(
+    url: str, work: Callable[[Client, int, int], object], clients: int = CLIENTS
+) -> Iterator[list[Exception]]:
+    """`clients` threads that do work(client, thread, turn) over and over; yields what they could not hide."""
     stop, failed = threading.Event(), []
 
     def run(thread: int) -> None:
@@ -62,8 +64,8 @@ def load(url: str, work: Callable[[Client, int, int], object]) -> Iterator[list[
                     return
                 turn += 1
 
-    with ThreadPoolExecutor(CLIENTS) as pool:
-        running = [pool.submit(run, thread) for thread in range(CLIENTS)]
+    with ThreadPoolExecutor(clients) as pool:
+        running = [pool.submit(run, thread) for thread in range(clients)]
         try:
             yield failed
         finally:

@@ -124,7 +124,11 @@ def twin(debug_run: str) -> str:
 def test_a_test_at_half_and_then_a_promotion(service: str, debug_run: str, twin: str) -> None:
     old, new = RunFolder.open(debug_run).name, RunFolder.open(twin).name
     seen: list[str] = []
-    with load(service, lambda client, thread, turn: seen.append(client.search(f"cat {turn}").index.run)) as failed:
+
+    def search(client: Client, thread: int, turn: int) -> None:
+        seen.append(client.search(f"cat {turn}").index.run)
+
+    with load(service, search, clients=2) as failed:  # more would only take the CPUs that replicas start with
         assert promote(twin, "", 0.5, False, SMALL).weights == {old: 0.5, new: 0.5}
         with Client(service) as client:
             shared = len(seen)
