@@ -47,9 +47,7 @@ def kill(deployment: str) -> None:
 
 
 @contextmanager
-def load(
-    url: str, work: Callable[[Client, int, int], object], clients: int = CLIENTS
-) -> Iterator[list[Exception]]:
+def load(url: str, work: Callable[[Client, int, int], object], clients: int = CLIENTS) -> Iterator[list[Exception]]:
     """`clients` threads that do work(client, thread, turn) over and over; yields what they could not hide."""
     stop, failed = threading.Event(), []
 
