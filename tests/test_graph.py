@@ -191,6 +191,8 @@ def test_the_methods_of_table_4_share_what_they_have_in_common() -> None:
         ("stages=[{name: s, tasks: {query2item: 1}}]", "a model with model.note has note2note"),
         ("stages=[{name: s, tasks: {note2note: 1, query2item: 1}}]", "cannot share a stage with tasks on pairs"),
         ("model.note.micl=false", "note2note_visual needs model.note.micl"),
+        ("controls.random_images=1", "need towers"),
+        ("controls.without_images=true", "need towers"),
         ("model.note.early=false", "micl compresses the picture inside the LM"),
         ("model.image.weights=none", "note looks at pictures, and image.weights is none"),
         ("seeds=[1, 1]", "names one twice"),
