@@ -111,7 +111,7 @@ class Recipe(Settings):
             if "omni" in stage.tasks and note is not None and not (note.early and note.inputs == "multimodal"):
                 raise ValueError(f"stage {stage.name}: omni needs model.note.early and inputs: multimodal")
         if note is not None and (self.controls.random_images is not None or self.controls.without_images):
-            raise ValueError("controls.random_images and without_images need towers: evaluation.given does it for notes")
+            raise ValueError("controls.random_images and without_images need towers; notes have evaluation.given")
         if note is not None and self.sid_stages:
             raise ValueError("sid_stages need towers: model.note has no semantic IDs")
 
