@@ -144,6 +144,23 @@ async def test_items_refusals(body: Any, status: int, code: str, param: str | No
     refused(await request("PUT", "/v1/items", body), status, code, param)
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "says"),
+    [
+        ("items", {"items": [ITEM, {"item_id": "a2"}]}, "items[1].title: the body lacks this field"),
+        ("items", {"items": [ITEM, ITEM | {"item_id": "a2", "shop": 3}]}, "items[1].shop: "),
+        ("items", {"items": [ITEM, 3]}, "items[1]: this must be a JSON object"),
+        ("items", {"things": []}, "items: the body lacks this field"),
+        ("search", {"query": "soup", "k": "ten"}, "k: "),
+        ("search", {"query": "soup", "exclude": ["a", 1]}, "exclude[1]: "),
+        ("embeddings", {"model": "m", "input": [{"words": "soup"}]}, "input: "),
+    ],
+)
+async def test_what_is_wrong_is_named(path: str, body: Any, says: str) -> None:
+    answer = await request("PUT" if path == "items" else "POST", f"/v1/{path}", body)
+    assert answer.json()["error"]["message"].startswith(says), answer.text
+
+
 IDS = ["a1", "a/b", "a/image", "image", "/image", "..", "%2F", "a%2Fb", "a b", "a\nb", "a\n", "é中", "a?b#c", "+"]
 
 

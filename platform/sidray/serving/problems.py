@@ -5,6 +5,7 @@ raise ApiError(Refusal(404, "unknown_partition", "no partition is called 'Mens'"
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -30,7 +31,11 @@ _HEADERS = {
     503: {"Retry-After": str(RETRY_AFTER_S)},
 }
 _MALFORMED = {"json_invalid", "missing"}  # beside every wrong type
-_MESSAGES = {"extra_forbidden": "unknown field", "missing": "the body is missing or lacks this field"}
+_MESSAGES = {
+    "extra_forbidden": "unknown field",
+    "missing": "the body lacks this field",
+    "model_attributes_type": "this must be a JSON object",
+}
 
 
 class ApiError(HTTPException):
@@ -75,12 +80,25 @@ async def _on_invalid(request: Request, error: Exception) -> Response:
 
 def refusal_of(problem: dict[str, Any]) -> Refusal:
     """400 for a body that is no JSON or has a wrong type, 422 for an impossible value. Values are never echoed."""
-    kind, path = str(problem["type"]), [str(part) for part in problem["loc"] if part != "body"]
+    kind, path = str(problem["type"]), [part for part in problem["loc"] if part != "body"]
     if kind == "json_invalid":
         return Refusal(400, "invalid_json", f"the body is not JSON: {problem['ctx']['error']}")
-    if kind == "model_attributes_type" or (kind == "missing" and not path):
+    if not path and kind in ("model_attributes_type", "missing"):
         return Refusal(400, "invalid_body", "the body must be a JSON object, sent with Content-Type: application/json")
     malformed = kind in _MALFORMED or kind.endswith("_type")
-    param = path[0][:80] if path else None  # may be a key of the client's own
+    param = str(path[0])[:80] if path else None  # may be a key of the client's own
     message = _MESSAGES.get(kind, str(problem["msg"]))
-    return Refusal(400 if malformed else 422, kind, f"{param}: {message}" if param else message, param)
+    return Refusal(400 if malformed else 422, kind, f"{_place(path)}: {message}" if path else message, param)
+
+
+def _place(path: Sequence[str | int]) -> str:
+    """items, 2, title -> items[2].title; up to what names no place in the body, as the kinds that a value may be of."""
+    told, entry = str(path[0])[:80], False
+    for part in path[1:]:
+        if isinstance(part, int):
+            told, entry = f"{told}[{part}]", True
+        elif entry:
+            told, entry = f"{told}.{part[:80]}", False
+        else:
+            break
+    return told
