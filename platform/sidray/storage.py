@@ -35,9 +35,7 @@ from sidray.scratch import Scratch, delete_orphans
 ATTEMPTS = 8  # of a request to S3: with random waits of up to 1, 2, 4, ... 20 s between them, some 45 s and at most 71
 PROBES = 4  # of the first one, which tells a wrong address or name: 4 s
 TIMEOUT_S = 10.0  # without a byte of an answer
-GCS_RETRY = datetime.timedelta(
-    seconds=60
-)  # for which a request to Google's is repeated; by itself a quarter of an hour
+GCS_RETRY = datetime.timedelta(seconds=60)  # for which a request to Google's is repeated; by itself 15 minutes
 RETRY_S = 20  # for which Lance repeats a request; to list a folder it does so six times
 REPEAT_S = 15.0  # for which `repeated` begins anew
 _ODD = re.compile(r"""[^!-~]|["#<>?`{}]""")  # what an object store's name may not hold, found by trying all of ASCII

@@ -9,7 +9,7 @@ import pytest
 from ray.serve.config import AutoscalingConfig
 
 from sidray.serving.autoscaling import STAT, OutstandingTokens
-from sidray.serving.settings import EmbedderSettings, TokenAutoscaling
+from sidray.serving.settings import TokenAutoscaling
 
 
 def context(requests: float = 0, **reported: float) -> Any:
@@ -35,7 +35,7 @@ def test_short_queries_that_wait_for_a_full_replica_want_another(requests: int, 
 
 def test_serve_takes_the_settings() -> None:
     scaling = TokenAutoscaling(max_replicas=7, target_tokens=100, upscale_delay_s=1)
-    config = AutoscalingConfig(**EmbedderSettings(autoscaling=scaling, max_ongoing=4).scaling()["autoscaling_config"])
+    config = AutoscalingConfig(**scaling.options(max_ongoing=4))
     policy = config.policy.get_policy()
     assert (config.max_replicas, config.upscale_delay_s) == (7, 1)
     made = policy(**config.policy.policy_kwargs) if isinstance(policy, type) else policy

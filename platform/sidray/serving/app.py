@@ -86,7 +86,10 @@ def _deployment(target: type[Any], settings: ReplicaSettings, gpus: float = 0.0,
     """`options`: Serve's own, over those that the settings give."""
     given: dict[str, Any] = {"max_ongoing_requests": settings.max_ongoing}
     if isinstance(settings, DeploymentSettings | EmbedderSettings):
-        given |= settings.scaling()
+        if settings.autoscaling is None:
+            given["num_replicas"] = settings.replicas
+        else:
+            given["autoscaling_config"] = settings.autoscaling.options(settings.max_ongoing)
     deployment: serve.Deployment = serve.deployment(
         name=target.__name__.removesuffix("Replica").removesuffix("Ingress"),
         ray_actor_options={"num_cpus": settings.cpus, "num_gpus": gpus},

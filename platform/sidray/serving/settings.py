@@ -35,8 +35,8 @@ class Autoscaling(Bounds):
 
     target_ongoing_requests: Annotated[float, Field(gt=0)] = 8.0
 
-    def options(self) -> dict[str, Any]:
-        """Serve's autoscaling_config."""
+    def options(self, max_ongoing: int) -> dict[str, Any]:
+        """Serve's autoscaling_config. `max_ongoing`: of a replica, for policies that ask."""
         return self.model_dump()
 
 
@@ -77,12 +77,6 @@ class DeploymentSettings(ReplicaSettings):
             )
         return self
 
-    def scaling(self) -> dict[str, Any]:
-        """Serve's options for the number of replicas."""
-        if self.autoscaling is None:
-            return {"num_replicas": self.replicas}
-        return {"autoscaling_config": self.autoscaling.options()}
-
 
 class EmbedderSettings(ReplicaSettings):
     """A batch holds `batch_tokens` padded tokens, `batch_pictures` pictures or `batch_items` items; an idle model waits
@@ -102,12 +96,6 @@ class EmbedderSettings(ReplicaSettings):
     batch_items: Count = 16
     batch_wait_ms: Annotated[float, Field(ge=0)] = 2.0
     padding: Annotated[float, Field(ge=0)] = 0.1
-
-    def scaling(self) -> dict[str, Any]:
-        """Serve's options for the number of replicas."""
-        if self.autoscaling is None:
-            return {"num_replicas": self.replicas}
-        return {"autoscaling_config": self.autoscaling.options(self.max_ongoing)}
 
 
 class RecallSettings(DeploymentSettings):
